@@ -4,8 +4,6 @@ Worker classes know nothing of Ray; `ray.remote` is applied here. Calls pass the
 checked and names can be followed: `policy.call(PolicyWorker.update, batch)`.
 """
 
-import os
-import sys
 import time
 from collections.abc import Callable, Sequence
 from copy import copy
@@ -353,22 +351,6 @@ def _environment(slot: Slot, log: str) -> dict[str, str]:
     nice = {NICENESS: str(slot.niceness)} if slot.niceness else {}
     # A user's variables win against these defaults, but not against the threads that were counted.
     return hidden | slot.env | nice | alone | {"OMP_NUM_THREADS": str(slot.threads), "TANDEM_LOG": log}
-
-
-def write_output_to_log() -> None:
-    """Send this process's output, that of its libraries included, to the file that `TANDEM_LOG` names."""
-    log = os.environ.get("TANDEM_LOG")
-    # On another node the run directory may not exist; the output then stays in that node's Ray logs.
-    if not log or not os.path.isdir(os.path.dirname(log)):
-        return
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    # What is buffered was meant for the output as it is now.
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # The descriptors, not sys.stdout: libraries in C++ and child processes write to those.
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    os.close(descriptor)
 
 
 def _cause(error: RayTaskError) -> str:

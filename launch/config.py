@@ -42,6 +42,12 @@ class CheckpointConfig(Config):
     keep: Steps = 2
     """Checkpoints kept, the latest and those before it, each with all that resuming takes, and beside them the best one
     of `algorithm.best_by`; older ones are removed. `tandem export RUN --step N` makes a model of any that is kept."""
+    keep_every: Steps | None = None
+    """Beside these, keep the checkpoints of steps that are multiples of this for good (default: none); a multiple of
+    `every`."""
+    max_age_s: Seconds = 3600.0
+    """When a checkpoint cannot be written (a full disk, lost permission, storage that fails), the run goes on and tries
+    again, until its last whole one is this many seconds old."""
     resume: bool = True
     """Continue from the run directory's latest checkpoint, if there is one; results without a checkpoint are kept
     aside, in `set-aside-N`. false removes what an earlier run of the same name left, its checkpoints too."""
@@ -54,6 +60,14 @@ class CheckpointConfig(Config):
     def _resumes(self) -> "CheckpointConfig":
         if not self.resume:
             refuse_unused(self, "accept_new_data", why="with resume false, which continues from no checkpoint")
+        return self
+
+    @model_validator(mode="after")
+    def _keeps_what_is_saved(self) -> "CheckpointConfig":
+        if self.every is None:
+            refuse_unused(self, "keep_every", why="without every, as only the last step is saved")
+        elif self.keep_every and self.keep_every % self.every:
+            raise ValueError(f"keep_every must be a multiple of every ({self.every}), got {self.keep_every}")
         return self
 
 

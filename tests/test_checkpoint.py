@@ -123,7 +123,7 @@ def test_a_new_run_removes_what_an_earlier_one_left(tmp_path: Path) -> None:
     Checkpoints(config_for(tmp_path)).save(30, writer())
     anew = Checkpoints(config_for(tmp_path, checkpoint={"resume": False}))
     assert anew.latest() is None
-    anew.prepare()
+    anew.prepare(anew.latest())
     assert steps(tmp_path) == []
 
 
@@ -134,7 +134,7 @@ def test_a_resumed_run_removes_only_what_was_not_finished(tmp_path: Path) -> Non
     directory = tmp_path / "first/checkpoints"
     (directory / "latest").write_text("step-20")  # killed after step-30 was in place, before the pointer was
     (directory / "step-40.partial").mkdir()
-    checkpoints.prepare()
+    checkpoints.prepare(checkpoints.latest())
     assert steps(tmp_path) == ["latest", "step-10", "step-20"]
 
 
@@ -270,11 +270,11 @@ def test_a_driver_ends_when_another_one_has_begun_the_run_anew(tmp_path: Path) -
     """As when a job is deleted on Kubernetes and created again before its old driver has ended."""
     checkpoints = Checkpoints(config_for(tmp_path))
     checkpoints.require_ours()
-    checkpoints.prepare()
+    checkpoints.prepare(None)
     checkpoints.require_ours()
     program = (
         "import json, sys; from launch.run.checkpoint import Checkpoints; from launch.config import validate\n"
-        "Checkpoints(validate(json.load(sys.stdin))).prepare()"
+        "Checkpoints(validate(json.load(sys.stdin))).prepare(None)"
     )
     values = config_for(tmp_path).model_dump_json()
     subprocess.run([sys.executable, "-c", program], input=values, text=True, check=True, cwd=ROOT, timeout=60)
@@ -284,7 +284,7 @@ def test_a_driver_ends_when_another_one_has_begun_the_run_anew(tmp_path: Path) -
 
 def test_all_ranks_must_see_the_drivers_directory(tmp_path: Path) -> None:
     checkpoints = Checkpoints(config_for(tmp_path))
-    checkpoints.prepare()
+    checkpoints.prepare(checkpoints.latest())
     checkpoints.require_shared(lambda path: [path.read_text()] * 2)
     for other in (None, "of another driver"):
         line = complaint(lambda other=other: checkpoints.require_shared(lambda path: [path.read_text(), other]))
@@ -330,7 +330,7 @@ def test_a_model_exported_anew_under_the_same_path_is_refused(tmp_path: Path, nu
 def test_what_is_exported_while_a_run_goes_on_is_not_what_it_has_read(tmp_path: Path) -> None:
     model = _exported(tmp_path / "sft", 1)
     config = _job(tmp_path, model=model)
-    Checkpoints(config).prepare()
+    Checkpoints(config).prepare(Checkpoints(config).latest())
     _exported(model, 2)
     Checkpoints(config).save(3, writer())
     assert "its files have changed since" in complaint(Checkpoints(config).latest)
@@ -391,7 +391,7 @@ def test_the_refused_one_is_not_offered(tmp_path: Path, monkeypatch: pytest.Monk
 )
 def test_a_best_one_that_is_gone_is_told_by_its_own_metric(tmp_path: Path, state: Any, told: str | None) -> None:
     measured(tmp_path).save(1, writer(best=state))
-    lines = measured(tmp_path).prepare()
+    lines = measured(tmp_path).prepare(measured(tmp_path).latest())
     rest = ": of the next ones one that is better is exported, else the last one"
     assert lines == ([] if told is None else [told + rest])
 
@@ -401,7 +401,7 @@ def test_a_pointer_that_was_half_written_goes(tmp_path: Path) -> None:
     checkpoints.save(1, writer(best=best(1)), best=True)
     for name in ("latest.partial", "best.partial"):
         (tmp_path / "first/checkpoints" / name).write_text("step-")
-    checkpoints.prepare()
+    checkpoints.prepare(checkpoints.latest())
     assert steps(tmp_path) == ["best", "latest", "step-1"]
 
 
@@ -451,5 +451,6 @@ def test_a_checkpoint_in_place_that_latest_does_not_name_yet_is_gone_on_from(
 
 def test_a_best_one_by_another_metric_is_no_longer_pointed_at(tmp_path: Path) -> None:
     measured(tmp_path).save(1, writer(best=best(1)), best=True)
-    measured(tmp_path, "eval/sequence_probability").prepare()
+    other = measured(tmp_path, "eval/sequence_probability")
+    other.prepare(other.latest())
     assert steps(tmp_path) == ["latest", "step-1"]

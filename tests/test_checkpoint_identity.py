@@ -9,7 +9,8 @@ import pytest
 from actors.config import UserError
 from actors.files.parts import Entry
 from launch.config import RunConfig, validate
-from launch.run.checkpoint import Checkpoints, Written, identity
+from launch.run.checkpoint import Checkpoints, Written
+from launch.run.identity import identity
 
 Sections = dict[str, Any]
 INIT: Sections = {"model": {"init": {"hidden_size": 32}}}

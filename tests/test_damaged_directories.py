@@ -48,7 +48,7 @@ def run_to(output: Path, steps: int) -> Path:
     """What a run leaves that has saved every fifth step."""
     config = job(output)
     checkpoints = Checkpoints(config)
-    checkpoints.prepare()
+    checkpoints.prepare(checkpoints.latest())
     (config.directory / "config.json").write_text(config.model_dump_json())
     tracker = Tracker(config.directory, config)
     for step in range(1, steps + 1):
@@ -64,7 +64,7 @@ def start(config: RunConfig) -> tuple[int | None, list[str]]:
     """The step that a start goes on from, and what it says."""
     checkpoints, told = Checkpoints(config), []
     found = checkpoints.latest()
-    told += checkpoints.prepare()
+    told += checkpoints.prepare(found)
     Tracker(config.directory, config, found.step if found else 0, told.append).close()
     return found and found.step, told
 
@@ -150,17 +150,27 @@ REFUSED: dict[str, tuple[Damage, str, int | None]] = {
     "pointer no text": (pointer(b"\xff\xfe\x00"), "latest cannot be read (UnicodeDecodeError)", 10),
     "pointer outside": (pointer("../../etc"), f"{RULE}'../../etc'", 10),
     "pointer to a half": (pointer("step-10.partial"), RULE, 10),
-    "pointer to none": (pointer("step-99"), "step-99 has no readable manifest (FileNotFoundError)", 10),
     "pointer to an odd digit": (pointer("step-²"), RULE, 10),
-    "pointer with zeros": (pointer("step-010"), "step-010 has no readable manifest", 10),
     "pointer to a number": (pointer("10"), RULE, 10),
-    "pointer long": (pointer("step-" + "9" * 300), "", 10),
     "pointer a directory": (
         replaced("checkpoints/latest", Path.mkdir), "latest cannot be read (IsADirectoryError)", 10),
     "pointer a dead link": (
         replaced("checkpoints/latest", lambda path: path.symlink_to("nowhere")), "where to go on, is gone", 10),
     "pointer a loop": (
         replaced("checkpoints/latest", lambda path: path.symlink_to("latest")), "latest cannot be read (OSError)", 10),
+    "file too many": (written(f"{STEP}/policy/rank1.pt", ""), "its manifest does not have policy/rank1.pt", 5),
+    "both bad": (
+        both(written(FILE, "weig"), written("checkpoints/step-5/policy/rank0.pt", "weights of 9995")),
+        "has 4 bytes", None),
+    "both bad, pointer gone": (
+        both(removed("checkpoints/latest"), removed(FILE), removed("checkpoints/step-5/manifest.json")),
+        "is gone", None),
+}  # fmt: skip
+PASSED_OVER: dict[str, tuple[Damage, str, int]] = {
+    # name: (damage, part of the line, step that the run goes on from)
+    "pointer to none": (pointer("step-99"), "step-99 has no readable manifest (FileNotFoundError)", 10),
+    "pointer with zeros": (pointer("step-010"), "step-010 has no readable manifest", 10),
+    "pointer long": (pointer("step-" + "9" * 300), "9 has no readable manifest (OSError)", 10),
     "manifest gone": (removed(f"{STEP}/manifest.json"), f"{NO_MANIFEST}FileNotFoundError)", 5),
     "manifest empty": (manifest(""), f"{NO_MANIFEST}JSONDecodeError)", 5),
     "manifest cut": (manifest('{"step": 10, "identi'), f"{NO_MANIFEST}JSONDecodeError)", 5),
@@ -195,15 +205,8 @@ REFUSED: dict[str, tuple[Damage, str, int | None]] = {
     "file empty": (written(FILE, ""), "step-10 is damaged, policy/rank0.pt has 0 bytes, not 15", 5),
     "file gone": (removed(FILE), "step-10 is damaged, policy/rank0.pt is missing", 5),
     "file a directory": (replaced(FILE, Path.mkdir), "step-10 is damaged, policy/rank0.pt is missing", 5),
-    "file too many": (written(f"{STEP}/policy/rank1.pt", ""), "its manifest does not have policy/rank1.pt", 5),
     "checkpoint a file": (replaced(STEP, Path.touch), f"{NO_MANIFEST}NotADirectoryError)", 5),
     "checkpoint gone": (removed(STEP), f"{NO_MANIFEST}FileNotFoundError)", 5),
-    "both bad": (
-        both(written(FILE, "weig"), written("checkpoints/step-5/policy/rank0.pt", "weights of 9995")),
-        "has 4 bytes", None),
-    "both bad, pointer gone": (
-        both(removed("checkpoints/latest"), removed(FILE), removed("checkpoints/step-5/manifest.json")),
-        "is gone", None),
 }  # fmt: skip
 
 
@@ -241,6 +244,44 @@ def test_a_damaged_checkpoint_is_one_line_with_the_one_to_go_on_from(run: Path, 
         assert contents(run) >= kept
 
 
+@pytest.mark.parametrize("name", PASSED_OVER)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(run: Path, name: str) -> None:
+    """It is kept aside with what came after the other one, and the next start finds that."""
+    damage, part, expected = PASSED_OVER[name]
+    damage(run)
+    kept = contents(run)
+    found = Checkpoints(job(run.parent)).latest()
+    assert found is not None and found.step == expected
+    (line,) = found.passed_over
+    assert part in line and line.endswith(f": going on from step-{expected}, the newest whole one before it")
+    reached, told = start(job(run.parent))
+    assert reached == expected
+    if name != "checkpoint gone":  # nothing of it is there to be kept
+        assert contents(run) >= kept
+    assert (run / "checkpoints/latest").read_text() == f"step-{expected}"
+    steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, expected + 1))
+    if expected == 5:
+        assert AGAIN in told
+    again = Checkpoints(job(run.parent)).latest()
+    assert again is not None and again.step == expected and not again.passed_over
+
+
+def test_of_damaged_ones_each_is_named(run: Path) -> None:
+    """The content of one that nobody has pointed at counts, too, before newer ones are moved."""
+    checkpoints = Checkpoints(job(run.parent))
+    shutil.copytree(run / "checkpoints/step-5", run / "checkpoints/step-3")
+    content = (run / "checkpoints/step-3/manifest.json").read_text()
+    (run / "checkpoints/step-3/manifest.json").write_text(content.replace('"step": 5', '"step": 3'))
+    written(FILE, "weig")(run)
+    written("checkpoints/step-5/policy/rank0.pt", "weights of 9995")(run)
+    found = checkpoints.latest()
+    assert found is not None and found.step == 3
+    ten, five = found.passed_over
+    assert "step-10 is damaged, policy/rank0.pt has 4 bytes, not 15: going on from step-3, the newest " in ten
+    assert "step-5 is damaged, policy/rank0.pt is not what was saved: going on from step-3, " in five
+
+
 ASIDE = "{run}/set-aside-1"
 AGAIN = "steps 6 to 10 came after the checkpoint of step 5: they are done again"
 GOES_ON: dict[str, tuple[Damage, int | None, list[str]]] = {
@@ -249,7 +290,7 @@ GOES_ON: dict[str, tuple[Damage, int | None, list[str]]] = {
     "pointer with a line break": (pointer("step-10\n"), 10, []),
     "pointer set back": (
         pointer("step-5"), 5,
-        [f"step-10: newer than step-5, which latest names; it is kept in {ASIDE}, with the metrics", AGAIN]),
+        [f"step-10: newer than step-5, which the run goes on from; it is kept in {ASIDE}, with the metrics", AGAIN]),
     "killed before the pointer": (
         both(pointer("step-5"), written("checkpoints/latest.partial", "step-10")), 10,
         ["step-10 was saved as the last start ended: latest names it now"]),
@@ -373,9 +414,9 @@ def test_a_best_checkpoint_that_is_gone_is_told(run: Path) -> None:
     config = job(run.parent, eval_every=5, best_by="eval/reward/mean")
     checkpoints = Checkpoints(config)
     checkpoints.save(15, writer(15, best=best), best=True)
-    assert checkpoints.prepare() == []
+    assert checkpoints.prepare(checkpoints.latest()) == []
     (run / "checkpoints/best").write_bytes(b"\0\0")
-    (line,) = checkpoints.prepare()
+    (line,) = checkpoints.prepare(checkpoints.latest())
     assert line.startswith("the best checkpoint so far, with eval/reward/mean 0.75, is gone: ")
 
 

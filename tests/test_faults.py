@@ -192,10 +192,10 @@ def test_events_stay_with_the_run_that_they_are_of(
     config.directory.mkdir(parents=True)
     for name in ("events.jsonl", "metrics.jsonl"):
         (config.directory / name).write_text("{}\n")
-    assert "(metrics.jsonl)" in Checkpoints(config).prepare()[0]
+    assert "(metrics.jsonl)" in Checkpoints(config).prepare(Checkpoints(config).latest())[0]
     assert (config.directory / "events.jsonl").exists()
     monkeypatch.setattr(attempt_link, "_link", None)
-    assert "(events.jsonl)" in Checkpoints(config).prepare()[0]
+    assert "(events.jsonl)" in Checkpoints(config).prepare(Checkpoints(config).latest())[0]
     assert (config.directory / "set-aside-2/events.jsonl").exists()
 
 

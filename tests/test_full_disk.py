@@ -27,15 +27,17 @@ from algorithms.rollouts.discards import Discards
 from launch.checks.output import require_there
 from launch.config import validate
 from launch.run.checkpoint import Checkpoints, Written
+from launch.run.checkpointer import RunCheckpointer
 from launch.run.run import _farewell, _prepare
-from launch.run.saves import RunCheckpointer, Saves
+from launch.run.saves import Saves
 from launch.screen.display import Display
+from launch.tracking import lines
 from launch.tracking.tracker import Tracker
 from tests.fake_engines import FakeEngines
 
 ROOT = Path(__file__).resolve().parent.parent
 ON_A_SMALL_DISK = f"""
-import os, sys
+import json, os, sys
 from pathlib import Path
 import torch
 from actors.files import stored
@@ -61,7 +63,11 @@ def rank(count):
 
 config = job(Path(sys.argv[1]))
 checkpoints = Checkpoints(config)
-tracker = Tracker(config.directory, config)
+told = []
+filler = config.directory / "filler"
+config.directory.mkdir(parents=True)
+filler.write_bytes(bytes(200_000))
+tracker = Tracker(config.directory, config, warn=told.append)
 checkpoints.save(1, rank(50_000))
 try:
     checkpoints.save(2, rank(400_000))
@@ -75,15 +81,20 @@ try:
 except UserError as error:
     print(*error.problems)
 step = 0
-try:
-    while True:
-        step += 1
-        tracker.log(step, {{"loss" + "x" * 9000: 1.0}})
-except UserError as error:
-    print(*error.problems)
+while not told:
+    step += 1
+    tracker.log(step, {{"loss" + "x" * 9000: 1.0}})
+tracker.samples(step, [{{"completion": "a" * 9000}}])
+full = (config.directory / "metrics.jsonl").read_text().splitlines(keepends=True)
+filler.unlink()
+for step in (step + 1, step + 2):
+    tracker.log(step, {{"loss" + "x" * 9000: 1.0}})
 tracker.close()
 lines = (config.directory / "metrics.jsonl").read_text().splitlines(keepends=True)
-print(len(lines) == step - 1 and all(line.endswith("}}\\n") for line in lines))
+print(*told)
+print(len(full) == step - 3 and all(line.endswith("}}\\n") for line in full + lines))
+print([json.loads(line)["step"] for line in lines] == list(range(1, step + 1)))
+print(len((config.directory / "samples.jsonl").read_text().splitlines()))
 """
 
 
@@ -105,7 +116,8 @@ def line_of(error: Any) -> str:
 
 
 def test_on_a_disk_that_fills_up_nothing_whole_is_lost(tmp_path: Path) -> None:
-    """A checkpoint that does not fit, then metrics that do not: on a disk of 1 MiB, in mounts of the test's own."""
+    """A checkpoint that does not fit, then metrics that do not, until there is room: on a disk of 1 MiB, in mounts of
+    the test's own."""
     if os.geteuid() or not shutil.which("unshare"):
         pytest.skip("needs root, and unshare, to mount a small disk")
     disk = tmp_path / "disk"
@@ -118,14 +130,17 @@ def test_on_a_disk_that_fills_up_nothing_whole_is_lost(tmp_path: Path) -> None:
     if process.returncode == 77:
         pytest.skip(f"cannot mount a disk here: {process.stderr.strip()}")
     assert process.returncode == 0, process.stderr
-    checkpoint, kept, export, metrics, whole = process.stdout.splitlines()
+    checkpoint, kept, export, metrics, *written = process.stdout.splitlines()
     file = f"{disk}/first/checkpoints/step-2.partial/policy/rank0.pt"
     assert checkpoint.startswith(f"run.output: must be on a disk with room: {file} (") and " KiB so far" in checkpoint
     assert f"did not fit on {disk}, 1.0 MiB with 0 bytes free, got 'No space left on device'" in checkpoint
     assert kept == "['latest', 'step-1'] 1"
     assert export.startswith(f"run.output: must be on a disk with room: {disk}/first/export (")
-    assert metrics.startswith(f"run.output: must be on a disk with room: {disk}/first/metrics.jsonl (")
-    assert whole == "True"
+    assert metrics == (
+        f"{disk}/first/metrics.jsonl cannot be written (No space left on device): lines of metrics and samples wait in "
+        f"memory, and are written when there is room"
+    )
+    assert written == ["True", "True", "1"]
 
 
 @pytest.mark.parametrize("count", [1, 10_000, 3_000_000])
@@ -156,14 +171,23 @@ def test_words_of_libraries_count_and_what_is_told_already_is_not_told_again(tmp
     assert disk_problem(OSError(5, "Input/output error"), tmp_path) is None
 
 
-def test_metrics_that_cannot_be_written_end_the_run_with_a_line(tmp_path: Path) -> None:
+def test_lines_that_no_memory_is_left_for_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What waits is bounded, over all files, and told once; in the end it is told what is lost."""
+    monkeypatch.setattr(lines, "_MOST_WAITING", 100)
     (tmp_path / "first").mkdir()
-    (tmp_path / "first/metrics.jsonl").symlink_to("/dev/full")
-    tracker = Tracker(tmp_path / "first", job(tmp_path))
+    for name in ("metrics", "samples"):
+        (tmp_path / f"first/{name}.jsonl").symlink_to("/dev/full")
+    told: list[str] = []
+    tracker = Tracker(tmp_path / "first", job(tmp_path), warn=told.append)
+    tracker.log(1, {"loss": 1.0})
+    tracker.samples(1, [{"completion": "a" * 20}])
     with pytest.raises(UserError) as caught:
-        tracker.log(1, {"loss": 1.0})
+        tracker.log(2, {"loss": 1.0 / 3})
     assert line_of(caught).startswith(f"run.output: must be on a disk with room: {tmp_path}/first/metrics.jsonl (0 ")
+    assert len(told) == 1
     tracker.close()
+    why = "its last lines, 1 of them, were not written (No space left on device)"
+    assert told[1:] == [f"{tmp_path}/first/{name}.jsonl: {why}" for name in ("metrics", "samples")]
 
 
 def test_a_file_that_is_removed_meanwhile_is_told_and_written_anew(tmp_path: Path) -> None:
@@ -184,7 +208,8 @@ def test_a_directory_that_is_removed_meanwhile_ends_the_run(tmp_path: Path) -> N
     """At the next step, and as the cause of whatever failed because of it; nothing makes it anew."""
     config = job(tmp_path)
     _prepare(config, print)
-    saver = RunCheckpointer(config, Saves({}), set())
+    reporter: Any = None
+    saver = RunCheckpointer(config, Saves({}), set(), reporter)
     require_there(config.directory)
     tracker = Tracker(config.directory, config)
     shutil.rmtree(config.directory)

@@ -66,7 +66,7 @@ class Attempt:
         (self.directory / "logs").mkdir(parents=True, exist_ok=True)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("launch.run.checkpoint.is_restarted", lambda: again)
-            self.checkpoints.prepare()
+            self.checkpoints.prepare(found)
         self.done = found.step if found else 0
         display = Display(Console(file=io.StringIO(), width=200))
         self.tracker = Tracker(self.directory, config, self.done, lambda _: None)

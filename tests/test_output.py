@@ -9,7 +9,8 @@ import pytest
 from actors.config import UserError
 from launch.checks.output import check_output
 from launch.config import RunConfig, validate
-from launch.run.checkpoint import Checkpoints, identity
+from launch.run.checkpoint import Checkpoints
+from launch.run.identity import identity
 from launch.sizes.machine import free_disk
 
 

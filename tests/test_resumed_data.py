@@ -27,7 +27,8 @@ from launch.checks.check import examine
 from launch.checks.resumed_data import over_new_rows
 from launch.config import RunConfig, validate
 from launch.run.checkpoint import Checkpoints, Written
-from launch.run.saves import RunCheckpointer, Saves, resume
+from launch.run.checkpointer import RunCheckpointer
+from launch.run.saves import Saves, resume
 from tests.test_encoder_batches import task, unlike
 from tests.test_saves import Notes, StandInForABuffer
 
@@ -123,7 +124,7 @@ def job(checkpoint: dict[str, Any] | None = None, **data: Any) -> RunConfig:
 
 def saved(config: RunConfig, *, known: bool = True, rows: int = 6) -> None:
     """A checkpoint of a run of this configuration, as the run writes it."""
-    Checkpoints(config).prepare()
+    Checkpoints(config).prepare(Checkpoints(config).latest())
     directory = write_skeleton(config.model, config.directory / "model")
     (config.directory / "config.json").write_text(config.model_dump_json())
     algorithm: Any = config.algorithm
@@ -257,12 +258,12 @@ def test_the_run_compares_what_check_could_not() -> None:
     """Rows that take too long to be read twice are compared once they are read; what is accepted or unknown is told."""
     lines("rows.jsonl", PLAIN)
     config = job()
-    Checkpoints(config).prepare()
+    Checkpoints(config).prepare(Checkpoints(config).latest())
     kept = {"data.train": content_of(PLAIN)}
     first = Saves({}, kept)
     reporter: Any = Notes()
     resume(config, first, loop(6), reporter)
-    checkpointer = RunCheckpointer(config, first, set())
+    checkpointer = RunCheckpointer(config, first, set(), reporter)
     checkpointer.save(3, last=True)
     checkpointer.keep()
     manifest = json.loads((config.directory / "checkpoints/step-3/manifest.json").read_text())

@@ -27,8 +27,9 @@ from algorithms.rollouts.limits import Limits
 from algorithms.rollouts.rollouts import Rollouts
 from launch.config import validate
 from launch.run.checkpoint import Checkpoints
+from launch.run.checkpointer import RunCheckpointer
 from launch.run.manifest import former_parts, read_manifest
-from launch.run.saves import RunCheckpointer, Saves, resume
+from launch.run.saves import Saves, resume
 from tests.fake_engines import FakeEngines
 from tests.test_rl_steps import Loop
 
@@ -80,10 +81,10 @@ def job(output: Path) -> Any:
 def saved(tmp_path: Path) -> Path:
     """A checkpoint of step 3 whose only part is a buffer."""
     config, saves = job(tmp_path), Saves({})
-    Checkpoints(config).prepare()
+    Checkpoints(config).prepare(Checkpoints(config).latest())
     reporter: Any = Notes()
     resume(config, saves, StandInForALoop(seed=1), reporter)
-    checkpointer = RunCheckpointer(config, saves, set())
+    checkpointer = RunCheckpointer(config, saves, set(), reporter)
     checkpointer.save(3, last=True)
     checkpointer.keep()
     return config.directory / "checkpoints/step-3"

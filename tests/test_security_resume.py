@@ -24,7 +24,7 @@ from actors.train.worker import Worker
 from launch.config import validate
 from launch.models.tensors import check_whole
 from launch.run.checkpoint import Checkpoints, Written
-from launch.run.saves import require_as_saved
+from launch.run.saves import has_hashes, require_as_saved
 from launch.verbs.export_step import export_step
 from tests.fake_models import fake_model
 
@@ -77,10 +77,10 @@ def test_a_changed_file_is_named(tmp_path: Path) -> None:
     content[len(content) // 2] ^= 1
     (tmp_path / "a.pt").write_bytes(content)
     expected = f"{tmp_path / 'a.pt'} is not what was saved: its SHA-256 is another one than the manifest's"
-    assert stored.faults(tmp_path, {"a.pt": sha256}) == [expected]
+    assert stored.faults(tmp_path, {"a.pt": sha256}) == [(expected, True)]
     (tmp_path / "a.pt").write_bytes(b"no zip")
     (found,) = stored.faults(tmp_path, {"a.pt": None})
-    assert found.startswith(f"{tmp_path / 'a.pt'} cannot be read (")
+    assert found.line.startswith(f"{tmp_path / 'a.pt'} cannot be read (") and found.damage
 
 
 @pytest.mark.parametrize("mode", [0o602, 0o662])
@@ -90,7 +90,7 @@ def test_a_file_that_others_may_write_is_refused(mode: int, tmp_path: Path) -> N
     assert stranger(file) is None
     file.chmod(mode)
     why = "can be written by everybody (if you trust what it holds: chmod go-w)"
-    assert stored.faults(tmp_path, {file.name: None}) == [f"{file} {why}"]
+    assert stored.faults(tmp_path, {file.name: None}) == [(f"{file} {why}", False)]
     assert problems(lambda: stored.read(file)) == f"checkpoint.resume: {file} {why}; it was not loaded"
 
 
@@ -218,7 +218,8 @@ def test_a_manifest_has_the_hash_of_every_file(tmp_path: Path) -> None:
     assert json.loads((directory / "manifest.json").read_text())["sha256"] == expected
     assert checkpoints.latest() is not None
     group: Any = OneRank()
-    assert require_as_saved(directory, {"policy": group}, checkpoints.refused)
+    require_as_saved(directory, {"policy": group}, checkpoints.refused)
+    assert has_hashes(directory)
     (directory / "policy/latest").write_text("stale")
     line = problems(lambda: require_as_saved(directory, {"policy": group}, checkpoints.refused))
     assert line == (
@@ -236,7 +237,8 @@ def test_a_manifest_without_hashes_is_of_an_older_version(tmp_path: Path) -> Non
     (directory / "manifest.json").write_text(json.dumps(manifest))
     assert checkpoints.latest() is not None
     group: Any = OneRank()
-    assert not require_as_saved(directory, {"policy": group}, checkpoints.refused)
+    require_as_saved(directory, {"policy": group}, checkpoints.refused)
+    assert not has_hashes(directory)
     del hashes["policy/latest"]
     (directory / "manifest.json").write_text(json.dumps(manifest | {"sha256": hashes}))
     assert "has no readable manifest (KeyError)" in problems(checkpoints.latest)

@@ -31,12 +31,15 @@ from actors.train.worker import Totals
 from algorithms.offline.sft import sft_loss
 from launch.config import RunConfig, validate
 from launch.run.checkpoint import Checkpoints
-from launch.run.saves import RunCheckpointer, Saves, load_best, resume
+from launch.run.checkpointer import RunCheckpointer
+from launch.run.saves import Saves, load_best, resume
 from tests.one_rank import SMALL, Net, alone, assert_equal, engine, train, weights
 from tests.trainees import INIT, Trainee, UnevenWorker, started_trainees
 
 __all__ = ["alone"]
 
+NOBODY: Any = None
+"""Storage does not fail here: nothing is told."""
 SAVED, MORE = 3, 3
 ADAMW = OptimizerConfig(lr=2e-3, weight_decay=0.01, schedule="cosine", warmup_updates=2, max_grad_norm=0.5)
 LORA = {"rank": 3, "dropout": 0.0}
@@ -209,10 +212,10 @@ def made(groups: dict[int, ActorGroup[Trainee]], tmp_path_factory: pytest.TempPa
     start(groups[2], case, 2)
     learn(groups[2], SAVED)
     config = job(output, case.saved)
-    Checkpoints(config).prepare()
+    Checkpoints(config).prepare(Checkpoints(config).latest())
     saves = Saves({"policy": groups[2]})
     saves.add("best", StandInForTheBest())
-    saving = RunCheckpointer(config, saves, set())
+    saving = RunCheckpointer(config, saves, set(), NOBODY)
     saving.save(SAVED, last=True, best=True)
     saving.keep()
     return Made(output, learn(groups[2], 1))

@@ -1,5 +1,6 @@
 """Real ranks that start anew as policy, critic or reward model, and synthetic data, for comparing divisions of work."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 
 from actors.config import FrozenGroupConfig, ModelConfig, ModelInit, OptimizerConfig, TrainerConfig
 from actors.episodes import Episode, Prompt, Sequence
+from actors.files import own_files, stored
 from actors.group import ActorGroup, Slot
 from actors.models.packed import PackedBatch
 from actors.models.skeleton import write_skeleton
@@ -123,9 +125,18 @@ class Trainee(CriticWorker, PolicyWorker):
                 found |= {f"{key} of {name}": safe_get_full_optimizer_state(parameter, key) for key in keys}
         return {name: tensor.numpy(force=True).copy() for name, tensor in found.items()}
 
+    def fill_disk(self, *, full: bool) -> None:
+        """From now on, this rank's disk takes nothing of a checkpoint, or all again."""
+        stored.create = _on_a_full_disk if full else own_files.create
+
     def drawn(self) -> list[float]:
         """The next random numbers."""
         return torch.rand(4).tolist()
+
+
+def _on_a_full_disk(path: Path) -> int:
+    path.touch()
+    return os.open("/dev/full", os.O_WRONLY)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,7 @@
-"""A disk that is full, told as that: which disk, which file, and sizes, instead of what a library makes of it."""
+"""A disk that is full, told as that: which disk, which file, and sizes, instead of what a library makes of it.
+
+And which errors are those of storage, full or not, that may be gone when it is tried again.
+"""
 
 import errno
 import os
@@ -9,8 +12,39 @@ from pathlib import Path
 from actors.config_base import UserError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_FAILING = (*_FULL, errno.EACCES, errno.EROFS, errno.EIO, errno.ESTALE)
+"""What storage says that is full, or away for a while: permission is lost as well when a ticket has run out."""
+_RULE = "run.output: must be on a disk with room: "
 _SAID = tuple(os.strerror(number) for number in _FULL)
 """What libraries that are not Python's own have of the reason."""
+
+
+class DiskFull(UserError):
+    """That a disk is full, as a mistake of the user's."""
+
+    def __reduce__(self) -> tuple[type["DiskFull"], tuple[str, ...]]:
+        return DiskFull, self.problems
+
+
+def storage_failure(error: BaseException) -> str | None:
+    """Why storage has failed, in one line, where that is what an error tells of, also one of a rank; else None.
+
+    Example: storage_failure(OSError(errno.EROFS, "Read-only file system", "/a/b")) is "Read-only file system: /a/b".
+    """
+    chain = _chain(error)
+    if any(isinstance(met, UserError) and not isinstance(met, DiskFull) for met in chain):
+        return None
+    for met in chain:
+        if isinstance(met, DiskFull):
+            return met.problems[0].removeprefix(_RULE)
+        if isinstance(met, OSError) and met.errno in _FAILING:
+            return os.strerror(met.errno or 0) + (f": {met.filename}" if met.filename else "")
+    return None
+
+
+def failing(error: OSError) -> bool:
+    """Whether an error is one of storage that may take the same again later."""
+    return error.errno in _FAILING
 
 
 def disk_problem(error: BaseException, path: Path) -> UserError | None:
@@ -18,12 +52,8 @@ def disk_problem(error: BaseException, path: Path) -> UserError | None:
 
     None also where it is told as one already, by a process whose disk it was.
     """
-    chain, met = [], error
-    # Errors that are raised from each other make a circle.
-    while met is not None and met not in chain:
-        chain.append(met)
-        met = met.__cause__ or met.__context__
-    if any(isinstance(found, UserError) for met in chain for found in (met, getattr(met, "cause", None))):
+    chain = _chain(error)
+    if any(isinstance(met, UserError) for met in chain):
         return None
     for met in chain:
         if isinstance(met, OSError) and met.errno in _FULL:
@@ -46,9 +76,22 @@ def told_when_full(path: Path) -> Iterator[None]:
         raise
 
 
-def _full(why: str, path: Path) -> UserError:
+def _chain(error: BaseException) -> list[BaseException]:
+    """An error and what it comes from, that of another process included."""
+    found: list[BaseException] = []
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        met = waiting.pop(0)
+        # Errors that are raised from each other make a circle.
+        if isinstance(met, BaseException) and met not in found:
+            found.append(met)
+            waiting += [getattr(met, "cause", None), met.__cause__ or met.__context__]
+    return found
+
+
+def _full(why: str, path: Path) -> DiskFull:
     path = path.absolute()
-    written = f"{path} ({_size(_bytes_of(path))} so far)"
+    written = f"{path} ({size_in_words(_bytes_of(path))} so far)"
     mount, disk = path, ""
     while not (mount.exists() and os.path.ismount(mount)) and mount != mount.parent:
         mount = mount.parent
@@ -56,10 +99,10 @@ def _full(why: str, path: Path) -> UserError:
         found = os.statvfs(mount)
         # What users may take: root has a reserve beyond it.
         whole, free = found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize
-        disk = f", {_size(whole)} with {_size(free)} free"
+        disk = f", {size_in_words(whole)} with {size_in_words(free)} free"
     except OSError:
         pass
-    return UserError(f"run.output: must be on a disk with room: {written} did not fit on {mount}{disk}, got {why!r}")
+    return DiskFull(f"{_RULE}{written} did not fit on {mount}{disk}, got {why!r}")
 
 
 def _bytes_of(path: Path) -> int:
@@ -71,8 +114,8 @@ def _bytes_of(path: Path) -> int:
         return 0
 
 
-def _size(count: int) -> str:
-    """Bytes as a person reads them. Example: _size(3 * 2**20) == "3.0 MiB"."""
+def size_in_words(count: int) -> str:
+    """Bytes as a person reads them. Example: size_in_words(3 * 2**20) == "3.0 MiB"."""
     for unit, scale in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if count >= scale:
             return f"{count / scale:.1f} {unit}"

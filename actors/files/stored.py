@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import torch
 from torch.serialization import MAP_LOCATION, get_unsafe_globals_in_checkpoint, safe_globals
@@ -74,29 +74,39 @@ def only_data(directory: str) -> Iterator[None]:
         raise UserError(f"model.path: {why}; they were not loaded") from None
 
 
-def fault(path: Path, sha256: str | None, types: Sequence[type] = ()) -> str | None:
+class Flaw(NamedTuple):
+    """What is wrong with a file of a checkpoint that is to be loaded."""
+
+    line: str
+    damage: bool
+    """Whether it has only been damaged; else somebody else may have had a hand in it."""
+
+
+def fault(path: Path, sha256: str | None, types: Sequence[type] = ()) -> Flaw | None:
     """What is wrong with a file that is to be loaded, in words that follow its name; None when nothing is.
 
     Nothing in it is run or made. Without a hash, its content is not compared.
     """
+    same = True
     try:
         if why := stranger(path):
-            return why
-        if sha256 is not None and sha256_of(path) != sha256:
-            return "is not what was saved: its SHA-256 is another one than the manifest's"
-        if path.suffix != ".pt":
-            return None
+            return Flaw(why, damage=False)
+        same = sha256 is None or sha256_of(path) == sha256
         with safe_globals(list(types)):
-            others = get_unsafe_globals_in_checkpoint(str(path))
+            others = get_unsafe_globals_in_checkpoint(str(path)) if path.suffix == ".pt" else []
     except _UNREADABLE as error:
-        return f"cannot be read ({type(error).__name__}: {first_sentence(str(error))[:200]})"
-    return _names(others) if others else None
+        if same:
+            return Flaw(f"cannot be read ({type(error).__name__}: {first_sentence(str(error))[:200]})", damage=True)
+        others = []
+    if others:
+        return Flaw(_names(others), damage=False)
+    return None if same else Flaw("is not what was saved: its SHA-256 is another one than the manifest's", damage=True)
 
 
-def faults(directory: Path, hashes: Mapping[str, str | None], types: Sequence[type] = ()) -> list[str]:
-    """What is wrong with files of a directory (name -> SHA-256), one line each."""
+def faults(directory: Path, hashes: Mapping[str, str | None], types: Sequence[type] = ()) -> list[Flaw]:
+    """What is wrong with files of a directory (name -> SHA-256)."""
     found = {name: fault(directory / name, sha256, types) for name, sha256 in hashes.items()}
-    return [f"{directory / name} {why}" for name, why in found.items() if why]
+    return [Flaw(f"{directory / name} {flaw.line}", flaw.damage) for name, flaw in found.items() if flaw]
 
 
 def _names(types: Sequence[str]) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 
 from actors.config_rollout import OnUpdate
 from actors.episodes import VersionSpan
-from actors.group import write_output_to_log
+from actors.output_log import write_output_to_log
 from actors.rollout.begun import NOTHING, ended_before, refused, stops_at
 from actors.rollout.host import EngineHost
 from actors.rollout.occupancy import Occupancy

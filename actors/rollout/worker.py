@@ -19,9 +19,9 @@ from actors.config import ModelConfig
 from actors.config_rollout import RolloutConfig
 from actors.failure import told_beside
 from actors.files.own_files import load_data_only
-from actors.group import write_output_to_log
 from actors.models.hub_cache import configured_directory
 from actors.models.tokenizer import load_tokenizer
+from actors.output_log import write_output_to_log
 from actors.pulse import Pulse
 from actors.quick_import import quick_vllm, without_science
 from actors.rendezvous import meet_on_node_address

@@ -8,7 +8,7 @@ import importlib
 import math
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from functools import partial
@@ -19,11 +19,11 @@ from typing import Any, Protocol
 import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import Store
-from torch.serialization import MAP_LOCATION
 
 from actors.config import Dtype, GroupConfig, TrainerConfig
 from actors.files import stored
 from actors.models.precision import TORCH_DTYPES
+from actors.train.checkpoint_files import CheckpointFiles, checkpoint_files, is_or_within
 from actors.train.masters import masters, set_masters
 from actors.train.optimizer import new_optimizer, trained_groups, whole_shape
 from actors.train.schedule import rate_schedule, set_rate
@@ -74,14 +74,6 @@ def joined_library(timeout_s: float) -> ModuleType:
     return deepspeed
 
 
-class _Files(Protocol):
-    """How DeepSpeed writes and reads its files."""
-
-    hashes: dict[Path, str]
-
-    def save(self, state_dict: object, path: str) -> None: ...
-
-
 class _Stage3(Protocol):
     """DeepSpeed's optimizer of ZeRO-3, as far as it is looked into."""
 
@@ -89,33 +81,10 @@ class _Stage3(Protocol):
     fp32_partitioned_groups_flat: list[torch.Tensor]
 
 
-def _checkpoint_files(frozen: set[str]) -> _Files:
-    """How DeepSpeed writes and reads its files: without frozen parameters, which are those of the model that training
-    starts from; hashed, and as data only, as its own way would run what they name."""
+def _checkpoint_files(frozen: set[str]) -> CheckpointFiles:
     from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 
-    class CheckpointFiles(TorchCheckpointEngine):
-        def __init__(self) -> None:
-            super().__init__()
-            self.hashes: dict[Path, str] = {}
-
-        def save(self, state_dict: object, path: str) -> None:
-            if isinstance(state_dict, dict) and state_dict.get("module"):
-                # DeepSpeed leaves a parameter out under its first name only, and not what a quantized one consists of.
-                module = {n: each for n, each in state_dict["module"].items() if not is_or_within(n, frozen)}
-                state_dict = state_dict | {"module": module}
-            self.hashes[Path(path)] = stored.write(state_dict, Path(path))
-
-        def load(self, path: str, map_location: MAP_LOCATION = None) -> object:
-            return stored.read(Path(path), checkpoint_types(), map_location)
-
-    return CheckpointFiles()
-
-
-def is_or_within(name: str, parameters: set[str]) -> bool:
-    """Whether an entry of a state dict is one of these parameters, or a part of one (weight.absmax of weight)."""
-    parts = name.split(".")
-    return any(".".join(parts[:count]) in parameters for count in range(1, len(parts) + 1))
+    return checkpoint_files(TorchCheckpointEngine, frozen, checkpoint_types())
 
 
 class TrainingEngine:
@@ -145,6 +114,8 @@ class TrainingEngine:
         named = module.named_parameters(remove_duplicate=False)
         self.frozen = {name for name, parameter in named if not parameter.requires_grad}
         self.files = self.engine.checkpoint_engine = _checkpoint_files(self.frozen)
+        # What rank 0 writes past it.
+        self.engine._copy_recovery_script = self.files.put_off(self.engine._copy_recovery_script)
         self.decay = group.ema_decay
         self.averages = [weights.detach().clone() for weights in masters(self.engine.optimizer)] if self.decay else []
 
@@ -225,13 +196,33 @@ class TrainingEngine:
             with gathered([parameter]):
                 yield name, parameter.detach()
 
-    def save(self, directory: Path) -> dict[str, str]:
-        """Write what is trained, optimizer and schedule: every rank its share; returns its files' SHA-256."""
-        self.files.hashes.clear()
-        self.engine.save_checkpoint(str(directory), tag="state", exclude_frozen_parameters=True)
+    def save(self, directory: Path, further: Mapping[str, object] | None = None) -> dict[str, str]:
+        """Write what is trained, optimizer and schedule: every rank its share; collective.
+
+        Args:
+            directory: of the checkpoint.
+            further: name -> what this rank keeps beside them, in files of its own.
+
+        Returns this rank's files' SHA-256.
+
+        Raises:
+            OSError: this rank could not write; no rank writes any more then, nor waits for another one.
+        """
+        files, mine = self.files, dict(further or {})
+        files.hashes.clear()
+        files.failed = None
         if self.decay and (self.rank == 0 or not self.plain):
-            self.files.save(self.averages, str(directory / f"average-{self.rank}.pt"))
-        return {str(path.relative_to(directory)): sha256 for path, sha256 in self.files.hashes.items()}
+            mine[f"average-{self.rank}.pt"] = self.averages
+        files.makedirs(str(directory), exist_ok=True)
+        # Before DeepSpeed's own, behind which all ranks wait for each other.
+        for name, value in mine.items():
+            files.save(value, str(directory / name))
+        self.engine.save_checkpoint(str(directory), tag="state", save_latest=False, exclude_frozen_parameters=True)
+        if files.failed is not None:
+            raise files.failed
+        if self.rank == 0:  # else DeepSpeed would write it while the others wait
+            (directory / "latest").write_text("state", encoding="utf-8")
+        return {str(path.relative_to(directory)): sha256 for path, sha256 in files.hashes.items()}
 
     def load(self, directory: Path, saved: Shards | None = None) -> tuple[float, float]:
         """Restore what `save` wrote; raises ValueError when it is not there, or of another model, UserError when it is

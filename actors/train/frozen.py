@@ -9,6 +9,7 @@ import torch
 
 from actors.config import GroupConfig, ModelConfig
 from actors.episodes import Place, Sequence, experience
+from actors.files.full_disk import told_when_full
 from actors.files.own_files import StoredFile, sha256_of
 from actors.models.packed import PackedBatch
 from actors.train.engine import gathered, inference_module, is_sharded, load_library, to_the_end
@@ -124,8 +125,9 @@ class ReferenceWorker(FrozenWorker):
         tensors = plain_parameters(self.hf_model, gathered, merged=False)
         with to_the_end(tensors):
             if self.rank == 0:
-                directory.mkdir(parents=True, exist_ok=True)
-                write_tensors({file: parameter_metas(self.hf_model)}, tensors, None)
+                with told_when_full(file):
+                    directory.mkdir(parents=True, exist_ok=True)
+                    write_tensors({file: parameter_metas(self.hf_model)}, tensors, None)
         return [] if self.rank else [(_WEIGHTS, file.stat().st_size, sha256_of(file))]
 
     def load(self, directory: Path, saved: Shards | None = None) -> None:

@@ -303,12 +303,10 @@ class TrainedWorker(ExportingWorker):
 
     def save(self, directory: Path) -> list[StoredFile]:
         """Write this rank's share of a checkpoint; returns every file that this rank then sees, with the hashes of its
-        own."""
+        own. Raises as `TrainingEngine.save` does, UserError where the disk is full."""
         with told_when_full(directory):
-            hashes = self.engine.save(directory)
-            random = f"random-{self.rank}.pt"
             # Dropout goes on where it was: a resumed run draws what this one would have drawn.
-            hashes[random] = stored.write(self._random_state(), directory / random)
+            hashes = self.engine.save(directory, {f"random-{self.rank}.pt": self._random_state()})
         files = {str(path.relative_to(directory)): path for path in directory.rglob("*") if path.is_file()}
         return [(name, path.stat().st_size, hashes.get(name)) for name, path in files.items()]
 

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from actors.episodes import Episode, Experience, Labelled, Place, Sequence, TokenFields, experience
 from actors.files import stored
 from actors.files.own_files import load_data_only
-from actors.group import NICENESS, write_output_to_log
+from actors.group import NICENESS
 from actors.models.packed import PackedBatch, Read, pack
+from actors.output_log import write_output_to_log
 from actors.pulse import Watched
 from actors.quick_import import without_science
 from actors.rendezvous import join_store, listener, meet_on_node_address, node_address, serve_store
@@ -94,8 +95,8 @@ class Worker(Watched):
         """Text of a file as this rank's node sees it; None when it is not there."""
         return path.read_text(encoding="utf-8") if path.is_file() else None
 
-    def faults(self, directory: Path, hashes: dict[str, str | None]) -> list[str]:
-        """What is wrong with files of a checkpoint (name -> SHA-256), one line each; nothing of them is loaded."""
+    def faults(self, directory: Path, hashes: dict[str, str | None]) -> list[stored.Flaw]:
+        """What is wrong with files of a checkpoint (name -> SHA-256); nothing of them is loaded."""
         return stored.faults(directory, hashes, checkpoint_types())
 
     def address(self) -> tuple[str, int]:

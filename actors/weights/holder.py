@@ -12,7 +12,7 @@ import ray
 import torch
 
 from actors.files.own_files import load_data_only
-from actors.group import write_output_to_log
+from actors.output_log import write_output_to_log
 from actors.pulse import Pulse, Work
 from actors.rendezvous import listener, meet_on_node_address, node_address, serve_store
 from actors.rollout.worker import Adapter

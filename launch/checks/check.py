@@ -118,6 +118,7 @@ def _examine(findings: Findings, rewards: RewardProbe) -> None:
             # First, as a directory of somebody else's has no checkpoints to look for.
             check_output(config)
             findings.checkpoint = Checkpoints(config).latest()
+            findings.warnings += findings.checkpoint.passed_over if findings.checkpoint else ()
         # Too few CPUs or GPUs and too little memory have one cause, which is told once: see `check_room`.
         told = len(findings.problems)
         with findings.collecting():

@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
     from actors.train.trainer import TrainedWorker
     from algorithms.data.sources import Row
-    from algorithms.loop import Reporter
     from launch.checks.findings import Findings
     from launch.checks.known_rows import Field, Sets
     from launch.checks.reward_checks import RewardProbe
     from launch.run.reserved import Placement
     from launch.run.roster import Roster
+    from launch.screen.reporter import RunReporter
 
 Texts = list[str] | list[tuple[str, str]]
 """What a tokenizer is given: texts, or a query together with a passage."""
@@ -126,7 +126,7 @@ class EncoderKind(OfflineKind):
     def head(self) -> EncoderHead:
         """What the workers must know of the algorithm to make its model."""
 
-    def build(self, placement: "Placement", reporter: "Reporter", roster: "Roster") -> Loop:
+    def build(self, placement: "Placement", reporter: "RunReporter", roster: "Roster") -> Loop:
         from launch.run.build_encoder import build_encoder
 
         return build_encoder(self, placement, reporter, roster)

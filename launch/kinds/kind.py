@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     from actors.files.parts import SavedPart
     from actors.models.chat_settings import ChatSettings
     from actors.train.trainer import TrainedWorker
-    from algorithms.loop import Reporter
     from launch.checks.findings import Findings
     from launch.checks.known_rows import Field, Sets
     from launch.checks.reward_checks import RewardProbe
     from launch.models.values import Role
     from launch.run.reserved import Placement
     from launch.run.roster import Roster
+    from launch.screen.reporter import RunReporter
 
 S = TypeVar("S", bound=Config)
 
@@ -235,7 +235,7 @@ class JobKind(ABC):
         read and write their model."""
 
     @abstractmethod
-    def build(self, placement: "Placement", reporter: "Reporter", roster: "Roster") -> Loop:
+    def build(self, placement: "Placement", reporter: "RunReporter", roster: "Roster") -> Loop:
         """Start all groups in their places, and return the loop."""
 
     def chat_settings(self) -> "ChatSettings | None":

@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
     from actors.train.trainer import TrainedWorker
     from algorithms.data.run_data import RunData
-    from algorithms.loop import Reporter
     from launch.checks.findings import Findings
     from launch.checks.known_rows import Field, Rows, Sets
     from launch.checks.reward_checks import RewardProbe
     from launch.run.reserved import Placement
     from launch.run.roster import Roster
+    from launch.screen.reporter import RunReporter
 
 
 class OfflineKind(JobKind):
@@ -91,7 +91,7 @@ class OfflineKind(JobKind):
         """Start what the loop reads beside the policy, and return what it takes beside the arguments of every loop."""
         return {}
 
-    def build(self, placement: "Placement", reporter: "Reporter", roster: "Roster") -> Loop:
+    def build(self, placement: "Placement", reporter: "RunReporter", roster: "Roster") -> Loop:
         from launch.run.build_offline import build_offline
 
         return build_offline(self, placement, reporter, roster)

@@ -33,13 +33,13 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from actors.train.trainer import TrainedWorker
-    from algorithms.loop import Reporter
     from launch.checks.findings import Findings
     from launch.checks.known_rows import Field, Sets
     from launch.checks.reward_checks import RewardProbe
     from launch.run.loop_arguments import LoopArguments
     from launch.run.reserved import Placement
     from launch.run.roster import Roster
+    from launch.screen.reporter import RunReporter
 
 _ENGINES = ("cluster.kubernetes.rollout_node_selector", "cluster.kubernetes.autoscaling")
 
@@ -190,7 +190,7 @@ class RLKind(JobKind):
 
         return PolicyWorker, ()
 
-    def build(self, placement: "Placement", reporter: "Reporter", roster: "Roster") -> Loop:
+    def build(self, placement: "Placement", reporter: "RunReporter", roster: "Roster") -> Loop:
         from launch.run.build_rl import build_rl
 
         return build_rl(self, placement, reporter, roster)

@@ -7,16 +7,17 @@ from algorithms.data.row_contents import Contents
 from algorithms.encoder.batches import TaskBatches
 from algorithms.encoder.data import training_tasks
 from algorithms.encoder.held_out import held_out
-from algorithms.loop import Reporter
 from launch.kinds.encoder import EncoderKind
 from launch.kinds.kind import Loop
+from launch.run.checkpointer import RunCheckpointer
 from launch.run.groups import built, start_building
 from launch.run.reserved import Placement
 from launch.run.roster import Roster
-from launch.run.saves import RunCheckpointer, Saves, resume
+from launch.run.saves import Saves, resume
+from launch.screen.reporter import RunReporter
 
 
-def build_encoder(kind: EncoderKind, placement: Placement, reporter: Reporter, roster: Roster) -> Loop:
+def build_encoder(kind: EncoderKind, placement: Placement, reporter: RunReporter, roster: Roster) -> Loop:
     """Start the group of an embedding or reranker run and return its loop."""
     config, algorithm = kind.config, kind.algorithm
     directory = write_skeleton(config.model, config.directory / "model")
@@ -44,7 +45,7 @@ def build_encoder(kind: EncoderKind, placement: Placement, reporter: Reporter, r
         rows=[],  # those of all tasks are in `batches`, which draws from one task at a time
         batches=TaskBatches(tasks, seed=config.run.seed, shuffle=config.data.shuffle),
         evaluation=evaluation,
-        checkpoint=RunCheckpointer(config, saves, placement.nodes),
+        checkpoint=RunCheckpointer(config, saves, placement.nodes, reporter),
         reporter=reporter,
         micro_batch_tokens=config.policy.micro_batch_tokens,
         total_updates=updates,

@@ -7,19 +7,20 @@ from actors.models.skeleton import write_skeleton
 from actors.models.tokenizer import load_tokenizer, with_chat_template
 from algorithms.batches import row_order
 from algorithms.data.run_data import run_data
-from algorithms.loop import Reporter
 from launch.kinds.kind import Loop
 from launch.kinds.offline import DPOKind, OfflineKind
+from launch.run.checkpointer import RunCheckpointer
 from launch.run.groups import built, reference_sync, start_building, start_loading
 from launch.run.reserved import Placement
 from launch.run.roster import Roster
-from launch.run.saves import RunCheckpointer, Saves, resume
+from launch.run.saves import Saves, resume
+from launch.screen.reporter import RunReporter
 
 if TYPE_CHECKING:
     from algorithms.offline.reference_cache import ReferenceCache
 
 
-def build_offline(kind: OfflineKind, placement: Placement, reporter: Reporter, roster: Roster) -> Loop:
+def build_offline(kind: OfflineKind, placement: Placement, reporter: RunReporter, roster: Roster) -> Loop:
     """Start the groups of an SFT, reward-model or preference run and return its loop."""
     reporter.phase("loading libraries")
     from actors.train.frozen import ReferenceWorker
@@ -56,7 +57,7 @@ def build_offline(kind: OfflineKind, placement: Placement, reporter: Reporter, r
         rows=found.train,
         batches=row_order(found.sizes, config.data.weights, seed=config.run.seed, shuffle=config.data.shuffle),
         evaluation=found.held_out,
-        checkpoint=RunCheckpointer(config, saves, placement.nodes),
+        checkpoint=RunCheckpointer(config, saves, placement.nodes, reporter),
         reporter=reporter,
         micro_batch_tokens=config.policy.micro_batch_tokens,
         total_updates=updates,

@@ -27,6 +27,7 @@ from launch.config import RunConfig
 from launch.kinds.kind import Loop
 from launch.kinds.rl import RLKind, reward_model_groups
 from launch.run.chat_settings import answer_ends
+from launch.run.checkpointer import RunCheckpointer
 from launch.run.connection import Connection
 from launch.run.fleet import Fleet
 from launch.run.groups import reference_sync, start_building
@@ -34,8 +35,9 @@ from launch.run.learners import Learners, starts_of
 from launch.run.reserved import Placement
 from launch.run.rl_models import load_models, spawn_models
 from launch.run.roster import Roster
-from launch.run.saves import RunCheckpointer, Saves, resume
+from launch.run.saves import Saves, resume
 from launch.run.weights import Weights
+from launch.screen.reporter import RunReporter
 from launch.settings.cores import early_threads
 from launch.settings.overlap import overlapped_reads
 from launch.settings.rules_rl import transfer_backend
@@ -99,7 +101,7 @@ class _Data:
     contents: Contents
 
 
-def build_rl(kind: RLKind, placement: Placement, reporter: Reporter, roster: Roster) -> Loop:
+def build_rl(kind: RLKind, placement: Placement, reporter: RunReporter, roster: Roster) -> Loop:
     """Start all groups of a PPO or GRPO run and return its loop."""
     config = kind.config
     directory = write_skeleton(config.model, config.directory / "model")
@@ -137,7 +139,7 @@ def build_rl(kind: RLKind, placement: Placement, reporter: Reporter, roster: Ros
     # A reference that stays as it is, is read from its directory again: only one that follows has weights to save.
     members = roster.members("policy", "critic", *(["reference"] if config.reference.sync_every else []))
     saves = Saves(members, data.contents)
-    checkpointer = RunCheckpointer(config, saves, placement.nodes)
+    checkpointer = RunCheckpointer(config, saves, placement.nodes, reporter)
     weights = Weights(config, roster, Connection(config, roster), directory, membership)
     roster.rollouts.welcome = weights.welcome
     if config.run.max_restarts and roster.now:

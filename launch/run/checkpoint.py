@@ -1,11 +1,12 @@
 """Checkpoints of a run: written aside, then put in place with a manifest; a half-written one is never read."""
 
+import contextlib
 import json
 import os
 import shlex
 import shutil
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,11 +20,12 @@ from launch.checks.resumed_data import data_settings
 from launch.config import RunConfig
 from launch.run.attempt_link import is_restarted
 from launch.run.earlier import remove, remove_results, set_newer_aside, set_results_aside
+from launch.run.identity import changes, identity
 from launch.run.manifest import (
     UNREADABLE,
     Checkpoint,
     Manifest,
-    damage_of,
+    changed_file,
     difference,
     finished,
     is_whole,
@@ -31,6 +33,7 @@ from launch.run.manifest import (
     kept_shards,
     read_manifest,
     step_of,
+    surplus,
 )
 
 # Not the number of the process: on another machine, or later, another one has it too.
@@ -60,11 +63,17 @@ class Checkpoints:
         self._directory = config.directory / "checkpoints"
         self._driver = config.directory / "logs/driver.id"
 
-    def latest(self) -> Checkpoint | None:
+    def latest(self, damaged: Mapping[str, str] | None = None) -> Checkpoint | None:
         """The checkpoint to continue from; None when there is none, or when `checkpoint.resume` is false.
 
+        That is the latest one, or, where it is damaged, the newest before it that is whole.
+
+        Args:
+            damaged: names of those that are known to be, each with what is wrong, in words that begin with its path.
+
         Raises:
-            UserError: when it is damaged, or of a run that this configuration cannot continue.
+            UserError: when none is whole, one may be somebody else's work, or is of a run that this configuration
+                cannot continue.
         """
         if self._directory.is_file():
             rule = f"must be a directory whose checkpoints are one, and {self._directory} is a file"
@@ -82,23 +91,44 @@ class Checkpoints:
                 names = ", ".join(path.name for path in found)
                 raise self.refused(f"{self._directory} holds {names}, and latest, which says where to go on, is gone")
             return None
-        directory = self._directory / name
-        if step_of(directory) < 0 or directory.parent != self._directory:
+        latest = self._directory / name
+        if step_of(latest) < 0 or latest.parent != self._directory:
             rule = f"{self._directory / 'latest'} must name a checkpoint such as step-20"
             raise self.refused(f"{rule}, got {name[:40]!a}")
+        earlier = [path for path in reversed(finished(self._directory)) if step_of(path) <= step_of(latest)]
+        passed_over: list[str] = []
+        for directory in dict.fromkeys([latest, *earlier]):
+            # Of one that nobody has pointed at, the content counts at once: going back to it moves newer ones.
+            wrong = (damaged or {}).get(directory.name) or self._damage(directory, hashed=bool(passed_over))
+            if wrong is None:
+                return self._read(directory, passed_over)
+            passed_over.append(wrong)
+        raise self.refused(passed_over[0])
+
+    def _damage(self, directory: Path, *, hashed: bool) -> str | None:
+        """What is wrong with a checkpoint, in words that begin with its path; `hashed`: also with its content, where
+        that can be told in seconds. Raises UserError where it may be somebody else's work."""
         try:
-            manifest, files, _ = read_manifest(directory)
+            _, files, hashes = read_manifest(directory)
         except UNREADABLE as error:
-            raise self.refused(f"{directory} has no readable manifest ({type(error).__name__})") from None
+            return f"{directory} has no readable manifest ({type(error).__name__})"
         if why := stranger(directory / "manifest.json"):
             raise self.refused(f"{directory / 'manifest.json'} {why}")
-        if damage := damage_of(directory, files):
-            raise self.refused(f"{directory} is damaged, {damage}")
+        if why := difference(directory, files):
+            return f"{directory} is damaged, {why}"
+        if why := surplus(directory, files):
+            raise self.refused(f"{directory} is damaged, {why}")
+        changed = changed_file(directory, files, hashes) if hashed else None
+        return f"{directory} is damaged, {changed} is not what was saved" if changed else None
+
+    def _read(self, directory: Path, passed_over: list[str]) -> Checkpoint:
+        manifest, _, _ = read_manifest(directory)
         self._require_same(manifest, directory)
         kept = manifest.get("data")
         data = kept if isinstance(kept, dict) else {}
         rows, shards = kept_rows(manifest.get("rows")), kept_shards(manifest)
-        return Checkpoint(directory, manifest["step"], manifest["parts"], data, rows, shards)
+        lines = tuple(f"{line}: going on from {directory.name}, the newest whole one before it" for line in passed_over)
+        return Checkpoint(directory, manifest["step"], manifest["parts"], data, rows, shards, lines)
 
     def refused(self, problem: str) -> UserError:
         """That the latest checkpoint is not resumed from, and what to do: go on from another one that is whole, by a
@@ -117,8 +147,8 @@ class Checkpoints:
                 break
         return UserError(f"checkpoint.resume: {problem}; {offer}{_anew(self._config)}")
 
-    def prepare(self) -> list[str]:
-        """Make way for a run that starts; returns what was moved or removed, a line each.
+    def prepare(self, found: Checkpoint | None) -> list[str]:
+        """Make way for a run that starts, from `found` of `latest`; returns what was moved or removed, a line each.
 
         Half-written checkpoints go silently. Finished ones and results go only where `checkpoint.resume` is false;
         those that a resumed run would write over, and results without a checkpoint, are kept aside.
@@ -126,15 +156,14 @@ class Checkpoints:
         # Before any model is read: what is exported to its path later is not what this run has begun with.
         keep_contents(self._config)
         run, lines = self._config.directory, []
-        name = self._reached() if self._config.checkpoint.resume else None
-        if name:
+        name = found.directory.name if found else None
+        if found:
             if self._cut_short() == name:
                 for pointer in ("best", "latest"):
                     if self._pointer(f"{pointer}.partial") == name:
                         os.replace(self._directory / f"{pointer}.partial", self._directory / pointer)
                 lines.append(f"{name} was saved as the last start ended: latest names it now")
-            newer = [path for path in finished(self._directory) if step_of(path) > step_of(Path(name))]
-            lines += [set_newer_aside(run, newer, name), self._best_lost(self._directory / name)]
+            lines += self.go_on_from(found)
         elif self._config.checkpoint.resume:
             lines.append(set_results_aside(run, same_command=is_restarted()))
         else:
@@ -147,6 +176,17 @@ class Checkpoints:
             remove(self._directory / "best")
         self._driver.parent.mkdir(parents=True, exist_ok=True)
         self._driver.write_text(_THIS_DRIVER, encoding="utf-8")
+        return [line for line in lines if line]
+
+    def go_on_from(self, found: Checkpoint) -> list[str]:
+        """Set checkpoints aside that are newer, and let `latest` name this one; returns what has become of others, a
+        line each."""
+        name = found.directory.name
+        # Also what is no directory: it is in the way.
+        newer = sorted((path for path in self._directory.glob("step-*") if step_of(path) > found.step), key=step_of)
+        lines = [set_newer_aside(self._config.directory, newer, name), self._best_lost(found.directory)]
+        if self._pointer() != name:
+            os.replace(self._say(found.directory, "latest"), self._directory / "latest")
         return [line for line in lines if line]
 
     def require_shared(self, read: Callable[[Path], list[str | None]]) -> None:
@@ -177,6 +217,21 @@ class Checkpoints:
             return None  # damaged: the next best one takes its place
         return self._directory / name if best.get("metric") == self._config.best_by else None
 
+    def best_entry(self) -> Entry:
+        """What the best checkpoint has kept of how good it is; empty where there is none."""
+        try:
+            best = self.best()
+            return read_manifest(best)[0]["parts"]["best"] if best else {}
+        except UNREADABLE:
+            return {}
+
+    def size_of_latest(self) -> int | None:
+        """Bytes of the files of the newest checkpoint; None where there is none."""
+        try:
+            return sum(read_manifest(finished(self._directory)[-1])[1].values())
+        except (IndexError, *UNREADABLE):
+            return None
+
     def save(self, step: int, write: Callable[[Path], Written], *, best: bool = False) -> Path:
         """Write a checkpoint and make it the latest one: `write` and `keep`."""
         self.write(step, write)
@@ -197,11 +252,16 @@ class Checkpoints:
             with told_when_full(partial):
                 self._fill(partial, step, write)
         except Exception:
-            remove(partial)  # of a full disk, the next try needs the room
+            self._remove_partials()  # of a full disk, the next try needs the room
             raise
 
+    def _remove_partials(self) -> None:
+        for path in self._directory.glob("step-*.partial"):
+            with contextlib.suppress(OSError):  # why it failed is told; the next try removes it, too
+                remove(path)
+
     def _fill(self, partial: Path, step: int, write: Callable[[Path], Written]) -> None:
-        remove(partial)
+        self._remove_partials()
         partial.mkdir(parents=True)
         files: dict[str, int] = {}
         hashes: dict[str, str] = {}
@@ -231,15 +291,22 @@ class Checkpoints:
         Args:
             step: steps done.
             best: it is to be kept until a better one comes.
+
+        Raises:
+            OSError, UserError: it cannot be put in place, and is removed; the one before is the latest still.
         """
         final = self._directory / f"step-{step}"
-        with told_when_full(final):
-            remove(final)
-            # Said before it is in place: a run that is killed in between goes on from it all the same.
-            said = [self._say(final, name) for name in (["best"] if best else []) + ["latest"]]
-            os.replace(self._directory / f"{final.name}.partial", final)
-            for partial in said:
-                os.replace(partial, partial.with_suffix(""))
+        try:
+            with told_when_full(final):
+                remove(final)
+                # Said before it is in place: a run that is killed in between goes on from it all the same.
+                said = [self._say(final, name) for name in (["best"] if best else []) + ["latest"]]
+                os.replace(self._directory / f"{final.name}.partial", final)
+                for partial in said:
+                    os.replace(partial, partial.with_suffix(""))
+        except Exception:
+            self._remove_partials()
+            raise
         self._prune(final)
         return final
 
@@ -289,12 +356,14 @@ class Checkpoints:
         return partial
 
     def _prune(self, latest: Path) -> None:
-        spared = (latest, self.best())
+        spared, every = (latest, self.best()), self._config.checkpoint.keep_every
         others = [path for path in finished(self._directory) if path not in spared]
-        kept = self._config.checkpoint.keep - 1  # the best one comes on top
+        others = [path for path in others if not (every and step_of(path) % every == 0)]
+        kept = self._config.checkpoint.keep - 1  # the best one and those for good come on top
         for old in others[: max(0, len(others) - kept)]:
             # Only now: a run that is killed before has one checkpoint too many, and none too few.
-            shutil.rmtree(old)
+            with contextlib.suppress(OSError):  # the new one is in place: the next `keep` removes it
+                shutil.rmtree(old)
 
     def _require_same(self, manifest: Manifest, directory: Path) -> None:
         """Raise UserError unless this configuration describes the run that wrote the checkpoint, and the models it
@@ -303,7 +372,7 @@ class Checkpoints:
         problems = [
             f"{field}: must be {json.dumps(old)} to resume from {directory}, got {json.dumps(new)}; "
             f"{_anew(self._config)}"
-            for field, old, new in _changes("", then, now)
+            for field, old, new in changes("", then, now)
             # By what the state is divided may change: it is divided anew.
             if field.rpartition(".")[2] not in ("ranks", "zero_stage")
         ]
@@ -316,37 +385,5 @@ class Checkpoints:
             raise UserError(*problems)
 
 
-def identity(config: RunConfig) -> dict[str, dict[str, object]]:
-    """The part of the configuration that a run must share with the checkpoint it continues from, as JSON values.
-
-    Of the optimizer, DeepSpeed restores the settings that it finds in the checkpoint: others would have no effect.
-    Ranks and ZeRO stage may change; they say what the files are divided by (`actors.train.universal`).
-    """
-    parts = {
-        "algorithm": {"name"},
-        "model": {"path", "revision", "init", "dtype", "lora", "quantize", "freeze"},
-        "data": {"shuffle"},
-        "policy": {"optimizer", "zero_stage", "ranks", "ema_decay"},
-        "run": {"seed"},
-    }
-    if config.critic is not None:
-        parts["critic"] = {"optimizer", "zero_stage", "ranks", "path", "lora"}
-    if config.reference.sync_every:  # the checkpoint then holds the reference's weights
-        parts["reference"] = {"sync_every", "sync_mix"}
-    return {
-        section: getattr(config, section).model_dump(mode="json", include=names) for section, names in parts.items()
-    }
-
-
 def _anew(config: RunConfig) -> str:
     return f"to start anew: checkpoint.resume=false, or another run.name than {config.run.name}"
-
-
-def _changes(field: str, then: object, now: object) -> Iterator[tuple[str, object, object]]:
-    """(dotted field, old value, new value) of every leaf that differs."""
-    if isinstance(then, dict) and isinstance(now, dict):
-        for name in sorted(then.keys() | now.keys()):
-            if name in then or now[name]:  # a setting that was not known then was not given
-                yield from _changes(f"{field}.{name}".lstrip("."), then.get(name), now.get(name))
-    elif then != now:
-        yield field, then, now

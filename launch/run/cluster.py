@@ -57,6 +57,8 @@ def ray_cluster(config: RunConfig, log_directory: Path) -> Iterator[None]:
     """
     # Else Ray leaves out a line that several processes write alike.
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
+    # Where several ranks fail, the error of the first is told, in a line; Ray would print the others' tracebacks.
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     telemetry.switch_off()
     _keep_messages(log_directory)
     # Ray runs workers at low priority (nice 15) by default: training would wait for everything else on the machine.

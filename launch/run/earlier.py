@@ -58,7 +58,9 @@ def set_newer_aside(directory: Path, newer: list[Path], reached: str) -> str | N
     # Copies: the run goes on writing these files.
     _copy(directory, aside, ["config.json", *_LINES])
     those = "it is" if len(newer) == 1 else "they are"
-    return f"{_named(newer)}: newer than {reached}, which latest names; {those} kept in {aside}, with the metrics"
+    return (
+        f"{_named(newer)}: newer than {reached}, which the run goes on from; {those} kept in {aside}, with the metrics"
+    )
 
 
 def remove(path: Path) -> None:

@@ -21,10 +21,11 @@ from actors.group import GroupError, first_line
 from actors.group_errors import RankLost
 from actors.train.shards import Shards
 from launch.config import RunConfig
+from launch.run.checkpointer import RunCheckpointer
 from launch.run.groups import Start, rebuild, start_building, start_loading
 from launch.run.manifest import Checkpoint
 from launch.run.roster import Roster
-from launch.run.saves import RunCheckpointer, Saves
+from launch.run.saves import Saves
 from launch.tracking.events import Fault
 from launch.tracking.now import Now
 

@@ -48,6 +48,8 @@ class Checkpoint:
     """What the sets held that the run read then; empty where that was not kept."""
     shards: dict[str, Shards] = field(default_factory=dict)
     """What the state of each group is divided by that learns."""
+    passed_over: tuple[str, ...] = ()
+    """What is wrong with each newer one that it is used instead of, a line each."""
 
 
 def step_of(path: Path) -> int:
@@ -129,9 +131,13 @@ def damage_of(directory: Path, files: dict[str, int]) -> str | None:
 
     A file of torch.save that is none of `files` does too, as DeepSpeed might load it all the same.
     """
+    return difference(directory, files) or surplus(directory, files)
+
+
+def surplus(directory: Path, files: dict[str, int]) -> str | None:
+    """A file of torch.save that is none of `files`, in words; None where there is none."""
     found = (str(path.relative_to(directory)) for path in sorted(directory.rglob("*.pt")))
-    surplus = next((f"its manifest does not have {name}" for name in found if name not in files), None)
-    return difference(directory, files) or surplus
+    return next((f"its manifest does not have {name}" for name in found if name not in files), None)
 
 
 def difference(directory: Path, files: dict[str, int]) -> str | None:
@@ -153,8 +159,14 @@ def is_whole(directory: Path) -> bool:
         _, files, hashes = read_manifest(directory)
         if stranger(directory / "manifest.json") or damage_of(directory, files):
             return False
-        # Whoever offers this checkpoint in a message should not wait minutes for it.
-        quick = sum(files.values()) <= _MOST_BYTES
-        return all(not (quick and sha256) or sha256_of(directory / name) == sha256 for name, sha256 in hashes.items())
+        return changed_file(directory, files, hashes) is None
     except UNREADABLE:
         return False
+
+
+def changed_file(directory: Path, files: dict[str, int], hashes: dict[str, str | None]) -> str | None:
+    """Name of the first file whose content is not what was saved, by its hash; None where none is, none has a hash, or
+    reading them would take minutes. Raises OSError."""
+    if sum(files.values()) > _MOST_BYTES:
+        return None
+    return next((name for name, sha256 in hashes.items() if sha256 and sha256_of(directory / name) != sha256), None)

@@ -114,7 +114,7 @@ def _prepare(config: RunConfig, tell_of: Callable[[str], None]) -> Checkpoint | 
     try:
         found = checkpoints.latest()
         (directory / "logs").mkdir(parents=True, exist_ok=True)
-        for line in checkpoints.prepare():
+        for line in checkpoints.prepare(found):
             tell_of(line)
         (directory / "config.json").write_text(
             json.dumps(config.model_dump(mode="json"), indent=2, ensure_ascii=False), encoding="utf-8"
@@ -230,7 +230,8 @@ def keep_commits(logs: Path) -> list[str]:
     """Models of the hub that this run has loaded, as `owner/name@COMMIT`: also kept in models.txt, as branches move."""
     models = located_models()
     if models:
-        with (logs / "models.txt").open("a", encoding="utf-8") as file:
+        # The run has said them, and storage that is full ends no run.
+        with contextlib.suppress(OSError), (logs / "models.txt").open("a", encoding="utf-8") as file:
             file.writelines(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {model}\n" for model in models)
     return models
 

@@ -1,4 +1,4 @@
-"""What of a run has state: its parts by name, how they are saved, verified and loaded, and when.
+"""What of a run has state: its parts by name, how they are saved, verified and loaded.
 
     groups that learn   policy, critic, a reference that follows    shards, each rank its own, below <name>/
     the driver's parts  loop, batches, best; rollouts, shaper, kl   JSON values in the manifest, arrays below <name>/
@@ -6,7 +6,7 @@
 What a part keeps is known to the part alone (`actors.files.parts`); a loop says which it has (`parts`).
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,17 +17,16 @@ from actors.group import ActorGroup
 from actors.train.shards import Shards
 from algorithms.data.row_contents import Contents
 from algorithms.loop import Reporter
-from launch.checks.output import require_there
 from launch.checks.resumed_data import GO_ON, accepted, content_problems, over_new_rows
 from launch.config import RunConfig
 from launch.kinds.kind import Loop
 from launch.run.checkpoint import Checkpoints, Written
-from launch.run.ending import Ending, reason_to_end
-from launch.run.manifest import Checkpoint, damage_of, kept_shards, read_manifest
-from launch.run.signals import finish_steps
+from launch.run.manifest import Checkpoint, damage_of, kept_shards, read_manifest, surplus
 
 if TYPE_CHECKING:
+    from actors.files.stored import Flaw
     from actors.train.trainer import TrainedWorker
+    from launch.screen.reporter import RunReporter
 
 _UNFIT = (OSError, LookupError, TypeError, ValueError, AttributeError)
 """What a part raises for a state that it has not saved: of an edited manifest, or of another version."""
@@ -77,6 +76,11 @@ class Saves:
         said += [f"has a state of {', '.join(further)}, which this run has not"] if further else []
         return ", and ".join(said) or None
 
+    def go_back_to_best(self, entry: Entry) -> None:
+        """Let the best value so far be that of a checkpoint, by its entry: a better one was not written."""
+        if "best" in self.parts:
+            self.parts["best"].load(Path(), entry)
+
     def load(
         self, found: Checkpoint, entries: Mapping[str, Entry], refused: Callable[[str], UserError]
     ) -> dict[str, tuple[float, float]]:
@@ -108,55 +112,13 @@ class Saves:
         return {name: pair for name, pair in rates.items() if name != "reference"}  # which follows, and has none
 
 
-class RunCheckpointer:
-    """Implements `algorithms.loop.Checkpointer`: lets the parts of a run be saved when it is time.
-
-    Also after the step in which the run was told to stop, or a node that it lives on began to leave; `nodes`: ids of
-    these.
-    """
-
-    def __init__(self, config: RunConfig, saves: Saves, nodes: set[str]) -> None:
-        self._checkpoints = Checkpoints(config)
-        self._saves = saves
-        self._nodes = nodes
-        self._ending: Ending | None = None
-        self._written: tuple[int, bool] | None = None
-        self._directory = config.directory
-        self.kept: tuple[int, Path] | None = None
-        """Step and directory of the last checkpoint that this attempt has written."""
-
-    def save(self, step: int, last: bool, best: bool = False) -> None:
-        """Write a checkpoint, when it is time; raises UserError when storage is not shared or full, the directory gone,
-        or the run another's."""
-        require_there(self._directory)
-        self._checkpoints.require_ours()
-        self._ending = None if last else reason_to_end(self._nodes)  # after the last step it ends anyway
-        if self._ending or best or self._checkpoints.due(step, last):
-            self._checkpoints.write(step, self._saves.write)
-            self._written = step, best
-
-    def keep(self) -> None:
-        """Make what `save` has written, if anything, the latest checkpoint."""
-        if self._written:
-            step, best = self._written
-            # Also where `keep` fails: it is not tried again.
-            self._written = None
-            self.kept = step, self._checkpoints.keep(step, best=best)
-
-    def end_if_asked(self) -> None:
-        """Raise Ending when the run should make no further step."""
-        if self._ending:
-            raise self._ending
-        finish_steps()
-
-
-def resume(config: RunConfig, saves: Saves, loop: Loop, reporter: Reporter) -> Checkpoint | None:
-    """Let a loop's parts be saved from now on, and continue from the run's latest checkpoint, if there is one, which is
-    returned.
+def resume(config: RunConfig, saves: Saves, loop: Loop, reporter: "RunReporter") -> Checkpoint | None:
+    """Let a loop's parts be saved from now on, and continue from the run's latest checkpoint that is what was saved, if
+    there is one, which is returned.
 
     Raises:
         UserError: the groups that learn do not see the run's directory, where they would write checkpoints; or the
-            checkpoint has other parts than the run, or is not what was saved.
+            checkpoint has other parts than the run, holds more than data, or none is what was saved.
     """
     from actors.train.trainer import TrainedWorker
 
@@ -165,15 +127,29 @@ def resume(config: RunConfig, saves: Saves, loop: Loop, reporter: Reporter) -> C
     checkpoints = Checkpoints(config)
     for group in saves.groups.values():
         checkpoints.require_shared(lambda path, group=group: group.call(TrainedWorker.text_of, path))
-    found = checkpoints.latest()
+    first = found = checkpoints.latest()
     if found is None:
         return None
-    entries = _entries(config, found, saves.rows, reporter)
-    # Before its files are read, which may take minutes.
-    if problem := saves.difference(found.parts):
-        raise checkpoints.refused(f"{found.directory} {problem}")
-    reporter.phase("verifying the checkpoint")
-    if not require_as_saved(found.directory, saves.groups, checkpoints.refused, saves.parts):
+    damaged: dict[str, str] = {}
+    while True:
+        entries = _entries(config, found, saves.rows, reporter)
+        # Before its files are read, which may take minutes.
+        if problem := saves.difference(found.parts):
+            raise checkpoints.refused(f"{found.directory} {problem}")
+        reporter.phase("verifying the checkpoint")
+        flaws = flaws_of(found.directory, saves.groups, saves.parts)
+        if not flaws:
+            break
+        if not all(flaw.damage for flaw in flaws):
+            raise checkpoints.refused(_in_words(flaws))
+        damaged[found.directory.name] = _in_words(flaws)
+        found = checkpoints.latest(damaged)
+        assert found is not None, "there was one, and where none is whole, that is refused"
+    if found is not first:
+        for line in (*found.passed_over, *checkpoints.go_on_from(found)):
+            reporter.warning(line)
+        reporter.rewind(found.step)
+    if not has_hashes(found.directory):
         reporter.note(f"{found.directory.name} has no hashes: only the sizes of its files were compared")
     reporter.note(f"resuming from step {found.step}")
     for line in divided_anew(config, found, saves.groups):
@@ -223,27 +199,28 @@ def _entries(config: RunConfig, found: Checkpoint, rows: Contents, reporter: Rep
 
 
 def require_as_saved(
-    directory: Path,
-    groups: "Mapping[str, ActorGroup[TrainedWorker]]",
-    refused: Callable[[str], UserError],
-    parts: Iterable[str] = (),
-) -> bool:
+    directory: Path, groups: "Mapping[str, ActorGroup[TrainedWorker]]", refused: Callable[[str], UserError]
+) -> None:
+    """Raise UserError, `refused` of what is wrong, unless the groups' files of a checkpoint are what was saved, the
+    user's own, and hold only data; see `flaws_of`."""
+    if found := flaws_of(directory, groups):
+        raise refused(_in_words(found))
+
+
+def flaws_of(
+    directory: Path, groups: "Mapping[str, ActorGroup[TrainedWorker]]", parts: Iterable[str] = ()
+) -> "list[Flaw]":
     """Look at the files of a checkpoint before any of it is loaded: each rank of the groups at a part of their own,
-    this process at those of the driver's `parts`.
+    this process at those of the driver's `parts`; returns what is wrong with them.
 
-    Returns:
-        Whether it has hashes to compare with; those of older versions have none.
-
-    Raises:
-        UserError: `refused` of what is wrong: a file that is not what was saved, not the user's own, or that holds
-            more than data.
+    Of those without hashes, which older versions have written, the content is not compared.
     """
-    from actors.files.stored import faults
+    from actors.files.stored import Flaw, faults
     from actors.train.worker import Worker
 
     _, sizes, hashes = read_manifest(directory)
     if damage := damage_of(directory, sizes):
-        raise refused(f"{directory} is damaged, {damage}")
+        return [Flaw(f"{directory} is damaged, {damage}", damage=surplus(directory, sizes) is None)]
     looking = {}
     for name, group in groups.items():
         # The largest first, dealt out in turn: every rank hashes about as many bytes.
@@ -253,10 +230,20 @@ def require_as_saved(
             group.submit(rank, Worker.faults, directory.absolute(), shares[rank]) for rank in range(len(group))
         ]
     found = faults(directory, {file: hashes[file] for name in parts for file in hashes if file.startswith(f"{name}/")})
-    found += [line for name, refs in looking.items() for lines in groups[name].gather(refs, "faults") for line in lines]
-    if found:
-        raise refused(found[0] + (f" (and {len(found) - 1} more)" if len(found) > 1 else ""))
-    return None not in hashes.values()
+    return found + [
+        flaw for name, refs in looking.items() for flaws in groups[name].gather(refs, "faults") for flaw in flaws
+    ]
+
+
+def has_hashes(directory: Path) -> bool:
+    """Whether a checkpoint has hashes to compare with; those of older versions have none."""
+    return None not in read_manifest(directory)[2].values()
+
+
+def _in_words(flaws: "Sequence[Flaw]") -> str:
+    # What is more than damage first: it decides.
+    first = min(flaws, key=lambda flaw: flaw.damage)
+    return first.line + (f" (and {len(flaws) - 1} more)" if len(flaws) > 1 else "")
 
 
 def load_best(config: RunConfig, trained: "Mapping[str, ActorGroup[TrainedWorker]]") -> int | None:

@@ -75,3 +75,12 @@ class RunReporter:
     def note(self, text: str) -> None:
         """Print a line that stays."""
         self._display.note(text)
+
+    def warning(self, text: str) -> None:
+        """Print a warning that stays."""
+        self._display.warning(text)
+
+    def rewind(self, step: int) -> None:
+        """The run goes on from an earlier step than it was said to, and nothing was reported yet."""
+        self._tracker.rewind(step)
+        self.now.rewind(step)

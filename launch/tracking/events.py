@@ -86,12 +86,13 @@ class Events:
             self._take_in(line)
         self.attempt = 1 + max((line["attempt"] for line in found), default=0)
 
-    def noticed(self, fault: Fault, doing: str = "") -> int:
+    def noticed(self, fault: Fault, doing: str = "", *, told: bool = True) -> int:
         """Note a fault; returns its number, that of before where it is known already.
 
         Args:
             fault: what has happened.
             doing: what is done about it, for people: `restarting`.
+            told: whether people are told; else the caller does it.
         """
         with self._lock:
             key = self.attempt, fault.who, fault.generation
@@ -99,7 +100,7 @@ class Events:
             if new:
                 self._write({"fault": 1 + len(self._first), "event": NOTICED, **asdict(fault)})
             number, where = self._known[key], self._where()
-        if new and self._told:
+        if new and told and self._told:
             self._told(f"{where}{_noticed_line(fault)}{f': {doing}' if doing else ''}")
         return number
 

@@ -49,7 +49,7 @@ class LostTime:
         self._clock, self._lock = clock, threading.Lock()
         self._began = self._counted = clock()
         self._before_s = earlier.elapsed_s + (earlier.gap_s or 0.0)
-        self._unread_s = earlier.gap_s or 0.0
+        self._unread_s = self._gap_s = earlier.gap_s or 0.0
         self._standing = earlier.gap_s is not None
         self._waiting = self._mending = False
         self._missing = 0.0
@@ -82,6 +82,15 @@ class LostTime:
         with self._lock:
             self._count()
             self._standing = False
+
+    def go_back(self, earlier: Earlier) -> None:
+        """The run goes on from an earlier step than was said: of what attempts before this one have come to, less is
+        kept; before the first `read_step`."""
+        with self._lock:
+            before_s = earlier.elapsed_s + (earlier.gap_s or 0.0)
+            self._unread_s += (earlier.gap_s or 0.0) - self._gap_s
+            self._gap_s, self._before_s = earlier.gap_s or 0.0, before_s
+            self.lost_s, self.elapsed_s = earlier.lost_s, before_s
 
     def now_s(self) -> float:
         """Seconds since the run began, over all attempts, without the time in which a run that was stopped has

@@ -12,7 +12,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,7 @@ class Now:
         """
         self._path, self._partial = directory / NOW, directory / f"{NOW}.partial"
         self.events, self._clock, self._lock = events, clock, threading.Lock()
-        self._done, self._trains = reached, False
+        self._directory, self._done, self._trains = directory, reached, False
         self._open = events.open()
         """Faults of earlier attempts, which are over once this one trains."""
         self._earlier = earlier_attempts(directory, reached, clock())
@@ -62,6 +62,17 @@ class Now:
         self.processes: Callable[[], Mapping[str, int]] = dict
         """Gives the processes of the run's groups: `policy[0]` -> pid."""
         self.phase(START)
+
+    def rewind(self, reached: int) -> None:
+        """The run goes on from an earlier step than was said, where metrics.jsonl was cut; before its loop begins."""
+        before, again = self._earlier, self._done - reached
+        lost_s, elapsed_s = _kept_times(self._directory)
+        self._done, self._earlier = reached, Earlier(lost_s=lost_s, elapsed_s=elapsed_s)
+        if before.gap_s is not None:  # a fault has ended the attempt before: what came since is trained again
+            gap_s = before.gap_s + before.elapsed_s - elapsed_s
+            redone_steps = before.redone_steps + again
+            self._earlier = replace(self._earlier, gap_s=gap_s, redone_steps=redone_steps)
+        self.lost.go_back(self._earlier)
 
     def start(self, done: int) -> None:
         """The loop begins, with so many steps behind it."""
@@ -139,12 +150,7 @@ def earlier_attempts(directory: Path, reached: int, at: float) -> Earlier:
         reached: that step; 0 where there is none, as of a run that has ended before its first checkpoint.
         at: seconds since 1970.
     """
-    rows, lost_s, elapsed_s = [], 0.0, 0.0
-    with contextlib.suppress(OSError, ValueError):  # of metrics that are gone, nothing can be carried over
-        rows = read_metrics(directory)
-    for row in rows:
-        lost_s += row.get("time/lost") or 0.0
-        elapsed_s = row.get("time/elapsed") or elapsed_s
+    lost_s, elapsed_s = _kept_times(directory)
     before = read_now(directory)
     if before is None or not _ended_by_fault(directory / NAME, before.attempt):
         return Earlier(lost_s=lost_s, elapsed_s=elapsed_s)
@@ -152,6 +158,17 @@ def earlier_attempts(directory: Path, reached: int, at: float) -> Earlier:
     gap_s = before.elapsed_s - elapsed_s + at - before.at
     redone = max(0, before.trained - reached)
     return Earlier(lost_s=lost_s, elapsed_s=elapsed_s, gap_s=max(0.0, gap_s), redone_steps=redone)
+
+
+def _kept_times(directory: Path) -> tuple[float, float]:
+    """Seconds that were lost, and that had passed, by the metrics of the steps that are kept."""
+    rows, lost_s, elapsed_s = [], 0.0, 0.0
+    with contextlib.suppress(OSError, ValueError):  # of metrics that are gone, nothing can be carried over
+        rows = read_metrics(directory)
+    for row in rows:
+        lost_s += row.get("time/lost") or 0.0
+        elapsed_s = row.get("time/elapsed") or elapsed_s
+    return lost_s, elapsed_s
 
 
 def _ended_by_fault(events: Path, attempt: int) -> bool:

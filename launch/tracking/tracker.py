@@ -7,30 +7,27 @@ by the first `log`; their failure is a warning and never stops a run.
 
 import contextlib
 import json
-import math
 import os
 import queue
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Protocol
 
-from actors.config_base import UserError
-from actors.files.full_disk import disk_problem
 from actors.secret_text import masked
 from launch.config import RunConfig
 from launch.kinds.table import job_kind
 from launch.settings.literal_secrets import public_values
 from launch.tracking.history import History, cut, gaps, steps_in_words
+from launch.tracking.lines import Lines, Waiting, Warn, unwritable
 from launch.tracking.wandb_run import known_run
 
 CLOSE_DEADLINE_S = 60.0
 """Longest time `close` waits for W&B to finish an upload."""
 
 Metrics = dict[str, float]
-Warn = Callable[[str], None]
 
 
 class Sink(Protocol):
@@ -57,30 +54,41 @@ class Tracker:
             of the steps that are done.
 
     Raises:
-        UserError: a file cannot be opened, or, later, written: the disk is full, or gone.
+        UserError: a file cannot be opened, or, later, written: the disk is gone, or full for too many lines.
     """
 
     def __init__(self, directory: Path, config: RunConfig, resumed_step: int = 0, warn: Warn | None = None) -> None:
-        warn = warn or _to_stderr
-        names = ["metrics.jsonl", "samples.jsonl"] + ["eval_samples.jsonl"] * job_kind(config).samples_held_out
-        files: list[_Lines] = []
-        for name in names:
-            with _unwritable(directory / name):
-                directory.mkdir(parents=True, exist_ok=True)
-                if resumed_step:
-                    for line in _told(name, config, resumed_step, cut(directory / name, resumed_step)):
-                        warn(line)
-                files.append(_Lines(directory / name, anew=not resumed_step, warn=warn))
-        self._metrics, self._samples = files[:2]
-        self._evaluations = files[2] if len(files) > 2 else None
+        self._directory, self._config, self._warn = directory, config, warn or _to_stderr
+        self._open(resumed_step)
         if self._evaluations is None and not resumed_step:  # of an earlier run of this name, another kind of job
             (directory / "eval_samples.jsonl").unlink(missing_ok=True)
         makers: list[Callable[[], Sink]] = []
         if config.tracking.wandb and os.environ.get("WANDB_MODE") != "disabled":
-            makers.append(lambda: _WandbSink(directory, config, goes_on=resumed_step > 0))
+            makers.append(lambda: _WandbSink(directory, config, goes_on=self._resumed_step > 0))
         if config.tracking.tensorboard:
-            makers.append(lambda: _TensorboardSink(directory / "tensorboard", resumed_step))
-        self._feeders = [_Feeder(maker, warn) for maker in makers]
+            makers.append(lambda: _TensorboardSink(directory / "tensorboard", self._resumed_step))
+        self._feeders = [_Feeder(maker, self._warn) for maker in makers]
+
+    def rewind(self, resumed_step: int) -> None:
+        """Keep only results up to an earlier step than was said, before anything is logged; may raise UserError."""
+        self._close_files()
+        self._open(resumed_step)
+
+    def _open(self, resumed_step: int) -> None:
+        self._resumed_step = resumed_step
+        waiting = Waiting(self._warn)
+        files: list[Lines] = []
+        names = ["metrics.jsonl", "samples.jsonl"] + ["eval_samples.jsonl"] * job_kind(self._config).samples_held_out
+        for name in names:
+            path = self._directory / name
+            with unwritable(path):
+                self._directory.mkdir(parents=True, exist_ok=True)
+                if resumed_step:
+                    for line in _told(name, self._config, resumed_step, cut(path, resumed_step)):
+                        self._warn(line)
+                files.append(Lines(path, anew=not resumed_step, warn=self._warn, waiting=waiting))
+        self._metrics, self._samples = files[:2]
+        self._evaluations = files[2] if len(files) > 2 else None
 
     def log(self, step: int, metrics: Metrics, left_out: Mapping[str, list[str]] | None = None) -> None:
         """Write one line: `step` and the metrics; NaN and infinities become null. The names of prompts that are
@@ -104,6 +112,9 @@ class Tracker:
         """Close the files and wait, up to a deadline, until the services have everything."""
         for feeder in self._feeders:
             feeder.close()
+        self._close_files()
+
+    def _close_files(self) -> None:
         self._metrics.close()
         self._samples.close()
         if self._evaluations is not None:
@@ -220,50 +231,6 @@ class _TensorboardSink:
         self._writer.close()
 
 
-class _Lines:
-    """A file that gets one line of JSON at a time, each of them whole or not at all."""
-
-    def __init__(self, path: Path, *, anew: bool, warn: Warn) -> None:
-        self._path, self._warn = path, warn
-        self._file = self._open(os.O_TRUNC if anew else 0)
-
-    def write(self, row: Mapping[str, object]) -> None:
-        # A lone surrogate, which UTF-8 lacks, is written as the escape that JSON has for it.
-        line = _text(row).encode("utf-8", "backslashreplace") + b"\n"
-        with _unwritable(self._path):
-            self._go_on_where_it_should_be()
-            self._append(line)
-
-    def close(self) -> None:
-        with contextlib.suppress(OSError):  # nothing waits to be written
-            os.close(self._file)
-
-    def _append(self, line: bytes) -> None:
-        end, written = os.fstat(self._file).st_size, 0
-        try:
-            while written < len(line):
-                written += os.write(self._file, line[written:])
-        except OSError:
-            with contextlib.suppress(OSError):
-                os.ftruncate(self._file, end)  # the part that a full disk still took
-            raise
-
-    def _go_on_where_it_should_be(self) -> None:
-        """Open the file again when it was removed, or an editor has put another one in its place."""
-        try:
-            found, ours = self._path.stat(), os.fstat(self._file)
-            if (found.st_dev, found.st_ino) == (ours.st_dev, ours.st_ino):
-                return
-        except FileNotFoundError:
-            pass
-        os.close(self._file)
-        self._file = self._open()
-        self._warn(f"{self._path} was removed or replaced while the run goes on: the next lines go to the new one")
-
-    def _open(self, flags: int = 0) -> int:
-        return os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | flags, 0o666)
-
-
 def _told(name: str, config: RunConfig, reached: int, found: History) -> list[str]:
     """What a file lacks of the steps that are done, and which of its steps are done again."""
     wanted = range(1, reached + 1)
@@ -274,43 +241,6 @@ def _told(name: str, config: RunConfig, reached: int, found: History) -> list[st
         those = "it is" if len(found.again) == 1 else "they are"
         lines.append(f"{steps_in_words(found.again)} came after the checkpoint of step {reached}: {those} done again")
     return [line for line in lines if line]
-
-
-@contextlib.contextmanager
-def _unwritable(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if problem := disk_problem(error, path):
-            raise problem from None
-        why = error.strerror or type(error).__name__
-        rule = f"must be a directory whose files can be written ({why}: {path})"
-        raise UserError(f"run.output: {rule}, got {path.parent.parent}") from None
-
-
-def _text(row: Mapping[str, object]) -> str:
-    """A row as JSON, whatever its columns are: those of a generator's rows may hold anything, and their classes' code
-    may fail where it is asked for a text."""
-    try:
-        return json.dumps(_strict(row), ensure_ascii=False, allow_nan=False, default=str)
-    except Exception as error:
-        if len(row) == 1:
-            (name,) = row
-            return json.dumps({str(name): f"cannot be shown ({type(error).__name__})"})
-        # One by one, so that only the columns that fail are replaced.
-        parts = (_text({name: value})[1:-1] for name, value in row.items())
-        return f"{{{', '.join(parts)}}}"
-
-
-def _strict(value: object) -> object:
-    """JSON has no NaN and no infinity: null stands for them."""
-    if isinstance(value, dict):
-        return {str(key): _strict(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_strict(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
 
 
 def _to_stderr(line: str) -> None:

@@ -1,0 +1,74 @@
+"""How DeepSpeed writes and reads the files of a checkpoint, as a plain class of its own would do it."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from torch.serialization import MAP_LOCATION
+
+from actors.files import stored
+
+
+class CheckpointFiles(Protocol):
+    """How DeepSpeed writes and reads its files."""
+
+    hashes: dict[Path, str]
+    failed: OSError | None
+
+    def save(self, state_dict: object, path: str) -> None: ...
+    def makedirs(self, path: str, exist_ok: bool = False) -> None: ...
+    def put_off(self, write: Callable[..., object]) -> Callable[..., object]: ...
+
+
+def checkpoint_files(base: type, frozen: set[str], types: Sequence[type]) -> CheckpointFiles:
+    """How DeepSpeed writes and reads its files: without frozen parameters, which are those of the model that training
+    starts from; hashed, and as data only, as its own way would run what they name.
+
+    A rank that cannot write does not say so at once, but keeps it as `failed`, and writes no more: DeepSpeed lets ranks
+    wait for each other while it saves, and one that left it there would leave the others waiting.
+
+    Args:
+        base: DeepSpeed's own class for that.
+        frozen: names of the parameters that are.
+        types: what files may hold beside plain data.
+    """
+
+    class Files(base):
+        def __init__(self) -> None:
+            super().__init__()
+            self.hashes: dict[Path, str] = {}
+            self.failed: OSError | None = None
+
+        def put_off(self, write: Callable[..., object]) -> Callable[..., object]:
+            def written(*args: object, **kwargs: object) -> None:
+                if self.failed is None:
+                    try:
+                        write(*args, **kwargs)
+                    except OSError as error:
+                        self.failed = error
+
+            return written
+
+        def makedirs(self, path: str, exist_ok: bool = False) -> None:
+            self.put_off(super().makedirs)(path, exist_ok=exist_ok)
+
+        def save(self, state_dict: object, path: str) -> None:
+            self.put_off(self._save)(state_dict, path)
+
+        def _save(self, state_dict: object, path: str) -> None:
+            if isinstance(state_dict, dict) and state_dict.get("module"):
+                # DeepSpeed leaves a parameter out under its first name only, and not what a quantized one consists of.
+                module = {n: each for n, each in state_dict["module"].items() if not is_or_within(n, frozen)}
+                state_dict = state_dict | {"module": module}
+            self.hashes[Path(path)] = stored.write(state_dict, Path(path))
+
+        def load(self, path: str, map_location: MAP_LOCATION = None) -> object:
+            return stored.read(Path(path), types, map_location)
+
+    return Files()
+
+
+def is_or_within(name: str, parameters: set[str]) -> bool:
+    """Whether an entry of a state dict is one of these parameters, or a part of one (weight.absmax of weight)."""
+    parts = name.split(".")
+    return any(".".join(parts[:count]) in parameters for count in range(1, len(parts) + 1))
