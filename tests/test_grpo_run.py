@@ -201,7 +201,7 @@ def test_killed_and_resumed_runs_give_the_same_numbers(
     """
     whole, settings = uninterrupted.steps(), _learning(warm_model, reverse) | {"checkpoint": {"every": 3}}
 
-    first = tandem(settings, alone=True)
+    first = tandem(settings, alone=True, forked=True)
     first.wait_until(lambda: 4 in first.steps() and _latest(first) >= 3, "fourth step")
     os.killpg(first.process.pid, signal.SIGKILL)
     first.process.wait(30)
@@ -391,7 +391,8 @@ def test_two_ranks_of_zero_3_on_shared_bundles(
 
 def _exported(run: Path, step: int, environment: dict[str, str]) -> Path:
     """The model of a checkpoint, by the command line."""
-    command = [sys.executable, "-m", "launch", "export", str(run), "--step", str(step)]
+    program = "from tests.preloaded import start_command; start_command()"
+    command = [sys.executable, "-c", program, "export", str(run), "--step", str(step)]
     done = subprocess.run(command, env=environment, cwd=run.parent, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == str(run / f"export-step-{step}")
