@@ -10,6 +10,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import grpc
 import psutil
@@ -46,13 +47,22 @@ def process_name(pid: int) -> str:
 
 
 @contextlib.contextmanager
-def paused(pid: int) -> Iterator[None]:
-    """Within the block, a process stands still."""
-    os.kill(pid, signal.SIGSTOP)
+def paused(driver: int, parent: int) -> Iterator[None]:
+    """Within the block, the driver of a run stands still, and the process that has started it: who looks at another
+    one alone would take it for frozen."""
+    pids = driver, parent
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
     try:
         yield
     finally:
-        os.kill(pid, signal.SIGCONT)
+        for pid in reversed(pids):
+            os.kill(pid, signal.SIGCONT)
+
+
+def driver_of(parent: int) -> int:
+    """Id of the driver that this process of a run has started; the other child is its guard."""
+    return int(Path(f"/proc/{parent}/task/{parent}/children").read_text().split()[-1])
 
 
 def reachable_ports(pids: Iterable[int]) -> dict[int, str]:

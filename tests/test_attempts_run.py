@@ -35,15 +35,16 @@ CONFIG: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def undisturbed(tandem: Start, reverse: dict[str, Any]) -> Job:
-    """The same run without a fault."""
-    job = tandem(CONFIG | {"data": reverse | {"max_length": 32}})
-    assert job.wait() == 0, job.text
-    return job
+    """The same run without a fault, which nobody has waited for yet."""
+    return tandem(CONFIG | {"data": reverse | {"max_length": 32}})
 
 
 @pytest.fixture(scope="module")
-def disturbed(tandem: Start, reverse: dict[str, Any]) -> Job:
-    """All faults, each a step or more after the one before is survived; `vars(job)["hit"]`: what was done when."""
+def disturbed(tandem: Start, reverse: dict[str, Any], undisturbed: Job) -> Job:
+    """All faults, each a step or more after the one before is survived; `vars(job)["hit"]`: what was done when.
+
+    The other run, on another Ray, goes on while this one stands still.
+    """
     job = tandem(CONFIG | {"data": reverse | {"max_length": 32}}, alone=True, forked=True)
     hit = vars(job)["hit"] = list[tuple[str, int, float]]()
     for number, (who, how, _) in enumerate(FAULTS):
@@ -90,6 +91,7 @@ def test_every_fault_has_its_lines(disturbed: Any) -> None:
 
 def test_the_run_equals_the_undisturbed_one_bit_for_bit(disturbed: Job, undisturbed: Job) -> None:
     """Every step is there once, with the same numbers, times aside."""
+    assert undisturbed.wait() == 0, undisturbed.text
     steps = [line["step"] for line in disturbed.metrics()]
     assert steps == list(range(1, STEPS + 1))
     assert numbers(disturbed) == numbers(undisturbed)

@@ -22,11 +22,11 @@ from safetensors.torch import load_file
 
 from tests.outside import (
     answer,
+    driver_of,
     join_without_token,
     open_server,
     outside_address,
     paused,
-    process_name,
     reachable_ports,
 )
 
@@ -72,15 +72,15 @@ def uninterrupted(tandem: Start, warm_model: Path, reverse: dict[str, Any]) -> A
     # /tmp/tandem-x/ray/session_y/logs
     private = Path(os.readlink(job.directory / "logs/ray")).parents[2]
     vars(job)["seen"] = seen = SimpleNamespace(directory=private, mode=private.stat().st_mode & 0o777)
-    ports, address = reachable_ports(job.pids()), outside_address()
-    [policy] = [pid for pid in job.pids() if "PolicyWorker" in process_name(pid)]
-    with paused(policy):  # The run goes on when all is tried.
-        others = {port: name for port, name in ports.items() if "PolicyWorker" not in name}
+    driver, address = driver_of(job.process.pid), outside_address()
+    with paused(driver, job.process.pid):  # The run goes on when all is tried.
+        own = reachable_ports([driver])
+        others = {port: name for port, name in reachable_ports(job.pids()).items() if port not in own}
         seen.answers = {f"{name} at port {port}": answer(address, port) for port, name in others.items()}
-        [gcs] = [port for port, name in ports.items() if "gcs_server" in name]
+        [gcs] = [port for port, name in others.items() if "gcs_server" in name]
         seen.joined = join_without_token(f"{address}:{gcs}")
-    for port, name in ports.items() - others.items():
-        seen.answers[f"{name} at port {port}"] = answer(address, port)
+    for port in own:
+        seen.answers[f"driver at port {port}"] = answer(address, port)
     assert job.wait() == 0, job.text
     return job
 
@@ -88,7 +88,8 @@ def uninterrupted(tandem: Start, warm_model: Path, reverse: dict[str, Any]) -> A
 def test_nobody_else_can_use_what_a_run_starts(uninterrupted: Any, environment: dict[str, str]) -> None:
     """Every port that is reachable from outside wants the run's token: Ray's; rendezvous and gloo are on loopback."""
     seen = uninterrupted.seen
-    assert len(seen.answers) >= 6 and any("PolicyWorker" in name for name in seen.answers)
+    assert len(seen.answers) >= 6
+    assert all(any(each in name for name in seen.answers) for each in ("PolicyWorker", "driver"))
     assert set(seen.answers.values()) == {"refused"}, seen.answers
     assert "InvalidAuthToken" in seen.joined and "joined" not in seen.joined, seen.joined
     assert not (Path(environment["HOME"]) / ".ray/auth_token").exists(), "no token outlives its run"
@@ -201,7 +202,7 @@ def test_killed_and_resumed_runs_give_the_same_numbers(
     """
     whole, settings = uninterrupted.steps(), _learning(warm_model, reverse) | {"checkpoint": {"every": 3}}
 
-    first = tandem(settings, alone=True)
+    first = tandem(settings, alone=True, forked=True)
     first.wait_until(lambda: 4 in first.steps() and _latest(first) >= 3, "fourth step")
     os.killpg(first.process.pid, signal.SIGKILL)
     first.process.wait(30)
@@ -391,7 +392,8 @@ def test_two_ranks_of_zero_3_on_shared_bundles(
 
 def _exported(run: Path, step: int, environment: dict[str, str]) -> Path:
     """The model of a checkpoint, by the command line."""
-    command = [sys.executable, "-m", "launch", "export", str(run), "--step", str(step)]
+    program = "from tests.preloaded import start_command; start_command()"
+    command = [sys.executable, "-c", program, "export", str(run), "--step", str(step)]
     done = subprocess.run(command, env=environment, cwd=run.parent, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == str(run / f"export-step-{step}")

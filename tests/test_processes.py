@@ -303,7 +303,7 @@ def test_a_starved_process_is_at_work(start: Start) -> None:
     nice, other = (start(program, niceness=19)[0] for program in (SPINS, COMPUTES_WITH_THE_LOCK))
     both = [Signs(seen(pid), time.monotonic()) for pid in (nice, other)]
     for _ in range(15):
-        time.sleep(1.0)
+        time.sleep(0.25)  # a quarter of what lies between a watch's looks: it has even less of a core in between
         now = time.monotonic()
         assert [signs.look(now) for signs in both] == [None, None]
         assert [signs.still_s(now) for signs in both] == [0.0, 0.0]
@@ -316,10 +316,10 @@ def test_one_that_sleeps_is_still_and_one_whose_child_works_is_not(start: Start)
     alone, family = (Signs(seen(pid), time.monotonic()) for pid in (asleep, parent))
     assert [alone.look(time.monotonic()), family.look(time.monotonic())] == [None, None]
     for _ in range(4):
-        time.sleep(1.0)
+        time.sleep(0.4)
         now = time.monotonic()
         found = alone.still_s(now)
         assert family.still_s(now) == 0.0
-    assert 2.9 < found < 10
+    assert 1.1 < found < 10
     alone.begin_anew()
     assert alone.still_s(time.monotonic()) == 0.0

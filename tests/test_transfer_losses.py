@@ -5,6 +5,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from actors.weights.wire import Meta, join_meeting, receive_bucket
 meeting, place, comes = json.loads(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 if comes == "never":
     time.sleep(600)
+print("comes", flush=True)
 try:
     group = join_meeting({**meeting, "rank_offset": 1 + place})
     print("met", flush=True)
@@ -56,8 +58,10 @@ class Workers:
                 subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
             )
         if "never" in self.comes:
-            self.lost.wait(SOON_S)
+            assert self.says(0) == "comes"
+            time.sleep(1.0)  # until it waits in the meeting
             raise ConnectionError("it died while they met")
+        assert [self.says(place) for place in (0, 1)] == ["comes", "comes"]
         assert [self.says(place) for place in (0, 1)] == ["met", "met"]
 
     def take(self, info: Any) -> None:
@@ -134,7 +138,6 @@ def test_one_that_is_dead_before_a_transfer_keeps_nobody_waiting(workers: Callab
 def test_one_that_dies_on_its_way_to_the_meeting_keeps_nobody_waiting(workers: Callable[..., Workers]) -> None:
     """Neither the sender nor the one that has come, which both wait in the meeting."""
     client = workers("comes", "never")
-    threading.Timer(2.0, client.lost.set).start()
     began = time.monotonic()
     with pytest.raises(ConnectionError, match="it died while they met"):
         sender(client)
@@ -144,7 +147,9 @@ def test_one_that_dies_on_its_way_to_the_meeting_keeps_nobody_waiting(workers: C
 
 def test_torch_frees_peers_of_gloo_only_when_the_group_is_gone() -> None:
     """torch 2.13: abort and shutdown leave those who wait where they are; this is why frames are cleared."""
-    found = {how: freed_after(how) for how in ("abort", "shutdown", "del")}
+    ways = ("abort", "shutdown", "del")
+    with ThreadPoolExecutor(len(ways)) as beside:
+        found = dict(zip(ways, beside.map(freed_after, ways), strict=True))
     assert found["del"] == "freed"
     assert found["abort"] == found["shutdown"] == "waits", "torch has mended it: _letting_go may call it instead"
 

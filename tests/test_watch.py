@@ -21,6 +21,8 @@ from actors.group import ActorGroup, GroupError, Slot
 from actors.group_errors import RankLost
 from actors.pulse import ProcessId, Pulse, own_process
 from actors.train.worker import Worker
+from launch.run import signs as signs_module
+from launch.run import watch as watch_module
 from launch.run.processes import look
 from launch.run.reserved import Placement
 from launch.run.roster import Roster
@@ -48,6 +50,13 @@ class Told(list[Loss]):
     def __init__(self) -> None:
         super().__init__()
         self.warnings: list[str] = []
+        self.at: list[float] = []
+        """When each was told of, as time.monotonic has it."""
+
+    def append(self, loss: Loss) -> None:
+        """Take in a loss."""
+        self.at.append(time.monotonic())
+        super().append(loss)
 
     def signs(self) -> list[tuple[str, int, str, str]]:
         """Who, generation, what, and how it was noticed."""
@@ -173,9 +182,11 @@ def test_all_are_ended_before_anybody_hears_of_one(start: Start, tmp_path: Path)
     assert len(read_events(tmp_path / "events.jsonl")) == 2
 
 
-def test_the_thread_outlives_what_fails(start: Start, tmp_path: Path) -> None:
+def test_the_thread_outlives_what_fails(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Losses are told of after a look has failed, and after one who heard of a loss has; nothing is, once it is
     stopped."""
+    monkeypatch.setattr(watch_module, "_LOOK_S", 0.2)
+    monkeypatch.setattr(signs_module, "_HALTED_S", 0.18)
     pids = [start(SLEEPS)[0] for _ in range(3)]
     children, told = Children(*pids[:2]), Told()
     whole, failed = children.processes, threading.Event()
@@ -206,7 +217,7 @@ def test_the_thread_outlives_what_fails(start: Start, tmp_path: Path) -> None:
     watch.stop()
     children.put(2, 0, pids[2])
     os.kill(pids[2], signal.SIGKILL)
-    time.sleep(1.2)
+    time.sleep(0.6)
     assert len(told) == 2
 
 
@@ -354,6 +365,19 @@ def run(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
     remove_placement_group(bundles)
 
 
+@pytest.fixture(scope="module")
+def begun(run: SimpleNamespace) -> SimpleNamespace:
+    """What takes longer than a heartbeat, all at one time: a process elsewhere stands still and another one is killed,
+    and of two ranks that have the lock one sleeps, and one is at work."""
+    distant = run.roster["distant"]
+    stopped, killed = pid_of(distant, 0), pid_of(distant, 1)
+    os.kill(stopped, signal.SIGSTOP)
+    os.kill(killed, signal.SIGKILL)
+    at = time.monotonic()
+    works, sleeps = run.policy.submit(5, Rank.compute, 2.5 * HEARTBEAT_S), run.policy.submit(4, Rank.hold, 600)
+    return SimpleNamespace(at=at, stopped=stopped, killed=killed, works=works, sleeps=sleeps)
+
+
 def pid_of(group: ActorGroup[Any], rank: int) -> int:
     pulse = ray.get(group.ask_pulse(group.handles[rank]), timeout=DEADLINE_S)
     return pulse.pid
@@ -401,6 +425,7 @@ def meet(group: ActorGroup[Rank], ranks: tuple[int, int]) -> None:
     group.gather(calls, "pair", ranks=ranks)
 
 
+@pytest.mark.usefixtures("begun")
 def test_who_waits_for_another_is_at_rest_and_is_freed_by_its_end(run: SimpleNamespace) -> None:
     """In a collective, where the other comes late; and where the other stops, whose deadline is ten minutes."""
     group = run.policy
@@ -416,26 +441,22 @@ def test_who_waits_for_another_is_at_rest_and_is_freed_by_its_end(run: SimpleNam
     loss_of(run, "policy", 3, "froze", "stopped")
 
 
-def test_the_interpreter_lock_held_asleep_is_silence_and_held_at_work_is_not(run: SimpleNamespace) -> None:
+def test_the_interpreter_lock_held_asleep_is_silence_and_held_at_work_is_not(
+    run: SimpleNamespace, begun: SimpleNamespace
+) -> None:
     group = run.policy
-    began = time.monotonic()
-    works, sleeps = group.submit(5, Rank.compute, 2.5 * HEARTBEAT_S), group.submit(4, Rank.hold, 600)
-    assert isinstance(failure(group, sleeps), RankLost)
-    assert time.monotonic() - began > HEARTBEAT_S
-    assert loss_of(run, "policy", 4, "froze", "silent").noticed_s >= HEARTBEAT_S
-    assert group.gather([works], "compute", ranks=[5])[0] > 2 * HEARTBEAT_S, "it was too short to prove anything"
+    assert isinstance(failure(group, begun.sleeps), RankLost)
+    loss = loss_of(run, "policy", 4, "froze", "silent")
+    assert loss.noticed_s >= HEARTBEAT_S and run.told.at[run.told.index(loss)] - begun.at > HEARTBEAT_S
+    assert group.gather([begun.works], "compute", ranks=[5])[0] > 2 * HEARTBEAT_S, "it was too short to prove anything"
 
 
-def test_processes_of_other_machines_only_die(run: SimpleNamespace) -> None:
+def test_processes_of_other_machines_only_die(run: SimpleNamespace, begun: SimpleNamespace) -> None:
     """Nobody here sees why they are silent; Ray says when they are dead."""
-    group = run.roster["distant"]
-    stopped, killed = pid_of(group, 0), pid_of(group, 1)
-    os.kill(stopped, signal.SIGSTOP)
-    os.kill(killed, signal.SIGKILL)
-    assert loss_of(run, "distant", 1, "died", "exit").pid == killed
-    time.sleep(2 * HEARTBEAT_S)
-    assert not has_ended(stopped)
-    os.kill(stopped, signal.SIGCONT)
+    assert loss_of(run, "distant", 1, "died", "exit").pid == begun.killed
+    time.sleep(max(0.0, begun.at + 3 * HEARTBEAT_S - time.monotonic()))
+    assert not has_ended(begun.stopped)
+    os.kill(begun.stopped, signal.SIGCONT)
 
 
 def test_what_is_ended_on_purpose_is_no_fault(run: SimpleNamespace) -> None:

@@ -155,11 +155,11 @@ def test_a_mistake_that_only_the_cluster_finds(tandem: Tandem) -> None:
 
 
 def test_a_placement_that_cannot_be(tandem: Tandem) -> None:
-    overrides = ["rollout.node_labels={role: serving}", "cluster.wait_s=5", "run.name=nowhere"]
+    overrides = ["rollout.node_labels={role: serving}", "cluster.wait_s=1", "run.name=nowhere"]
     code, output = tandem("submit", "config.yaml", *overrides, "--id", "nowhere", "--wait")
     assert code == 2, output
     line = "rollout needs nodes with label role=serving, but its nodes have rollout, trainer"
-    assert f"cluster.wait_s: resources did not come within 5 s: {line}" in output.splitlines()[-1]
+    assert f"cluster.wait_s: resources did not come within 1 s: {line}" in output.splitlines()[-1]
 
 
 def test_engines_make_room_for_groups_that_fit_nowhere_else(bed: Bed, project: Path) -> None:
