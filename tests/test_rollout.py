@@ -31,6 +31,7 @@ class FakeEngine:
         self.segments = list(segments)
         self.broken = False
         self.version = 3
+        self.adapter: Adapter | None = None
         self.llm = SimpleNamespace(
             collective_rpc=self._told("collective_rpc", ["account"]),
             **{
@@ -46,6 +47,7 @@ class FakeEngine:
         )
         self.pause, self.resume, self.submit, self.abort = map(self._told, ("pause", "resume", "submit", "abort"))
         self.forget_adapter, self.abort_older = self._told("forget_adapter"), self._told("abort_older")
+        self.renew_adapter = self._told("renew_adapter")
 
     def fail_at(self, name: str, error: Exception) -> None:
         """Let a call fail: a method of the engine, or of vLLM's, or by collective_rpc."""
@@ -84,8 +86,8 @@ class FakeEngine:
     def stats(self) -> Any:
         return SimpleNamespace(version=self.version)
 
-    def logprobs(self, token_ids: list[int]) -> np.ndarray:
-        self.asked.append(("logprobs", token_ids))
+    def logprobs(self, token_ids: list[int], *, adapted: bool = True) -> np.ndarray:
+        self.asked.append(("logprobs" if adapted else "logprobs below the adapter", token_ids))
         return np.full(len(token_ids) - 1, -0.5, np.float32)
 
     def load_adapter(self, adapter: Adapter) -> list[str]:
@@ -335,13 +337,23 @@ def test_received_weights_are_in_service_as_their_version_before_the_engine_goes
     found = worker(engine, version=3)
     account = run(found.finish_weight_update(4, canary))
     assert found.engine.version == 4
-    asked = [("finish_weight_update", "4"), ("resume",)]
+    asked = [("finish_weight_update", "4"), ("renew_adapter",), ("resume",)]
     if canary is None:
         assert account is None
     else:
         assert account.digests == ["account"] and account.logprobs.tolist() == [-0.5, -0.5]
-        asked += [("collective_rpc", "received_digest"), ("logprobs", canary)]
+        asked += [("collective_rpc", "received_digest"), ("logprobs below the adapter", canary)]
     assert engine.asked == asked
+
+
+def test_weights_that_come_again_below_an_adapter_change_no_version() -> None:
+    """Until the next adapter comes, requests go on with the one before, which vLLM has dropped."""
+    engine = FakeEngine()
+    found = worker(engine, version=3)
+    engine.adapter = Adapter(config="{}", weights=b"w")
+    run(found.finish_weight_update(4, None))
+    assert engine.asked == [("finish_weight_update", "3"), ("renew_adapter",), ("resume",)]
+    assert found.engine.version == 3
 
 
 @pytest.mark.parametrize("canary", [None, [5, 6, 7]])
@@ -393,11 +405,12 @@ def test_fetched_weights_are_there_before_the_engine_pauses(version: int, canary
         ("start_weight_update",),
         ("update_weights", {"update_info": {"names": ["w"]}}),
         ("finish_weight_update", str(version)),
+        ("renew_adapter",),
         ("resume",),
     ]
     if canary:
         assert account is not None and account.digests == ["account"] and account.logprobs.tolist() == [-0.5, -0.5]
-        asked += [("collective_rpc", "received_digest"), ("logprobs", canary)]
+        asked += [("collective_rpc", "received_digest"), ("logprobs below the adapter", canary)]
     assert engine.asked == asked
 
 

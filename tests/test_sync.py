@@ -433,12 +433,14 @@ def test_running_requests_continue_with_new_weights(pairs: dict[str, Pair], tmp_
     _assert_continued(pairs["untied"], tmp_path)
 
 
-def _assert_continued(pair: Pair, tmp_path: Path) -> None:
+def _assert_continued(pair: Pair, tmp_path: Path, *, met_anew: bool = False) -> None:
     pair.publish()
     pair.policy.call(PolicyWorker.export, tmp_path / str(pair.version))
     pair.train()
     asked = pair.start([5, 6, 7], samples=32, max_tokens=400)
     _let_run(pair)
+    if met_anew:
+        pair.policy.call(PolicyWorker.connect, pair.rollout.handles, 1, "gloo", pair.transfer)
     pair.publish()
     pair.policy.call(PolicyWorker.export, tmp_path / str(pair.version))
     [rollouts] = pair.answers(asked)
@@ -548,6 +550,12 @@ def test_an_adapter_that_binds_too_little_is_refused(
 def test_running_requests_continue_with_a_new_adapter(pairs: dict[str, Pair], tmp_path: Path) -> None:
     """As with whole weights: each token's logprob is that of the exported model of its version."""
     _assert_continued(pairs["adapter"], tmp_path)
+
+
+def test_weights_may_come_again_below_an_adapter_in_use(pairs: dict[str, Pair], tmp_path: Path) -> None:
+    """As when engines are met anew since one was lost: requests go on with the adapter that they have, until the next
+    one is there."""
+    _assert_continued(pairs["adapter"], tmp_path, met_anew=True)
 
 
 def test_an_engine_answers_pulses_while_it_generates(pairs: dict[str, Pair]) -> None:

@@ -166,13 +166,17 @@ class RolloutWorker(EngineHost):
         return await self._between_steps(lambda: self._put_into_service(version, canary))
 
     def _put_into_service(self, version: int, canary: list[int] | None) -> Got | None:
+        if self.engine.adapter:
+            # The weights below it are only sent again, to others, too: until the next adapter all goes on as before.
+            version = self.engine.version
         # vLLM notes the version itself with each token that it samples from now on: text, there.
         self.engine.llm.finish_weight_update(str(version))
+        self.engine.renew_adapter()
         self.engine.version, self._half_new = version, False
         self.engine.resume()
         if canary is None:
             return None
-        return Got(self.engine.llm.collective_rpc("received_digest"), self.engine.logprobs(canary))
+        return Got(self.engine.llm.collective_rpc("received_digest"), self.engine.logprobs(canary, adapted=False))
 
     held = -1
     """Version of the whole weights that `fetch` got last; -1 before the first, and while others take their place."""
