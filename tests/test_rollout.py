@@ -17,7 +17,7 @@ import pytest
 
 from actors.config_rollout import RolloutConfig
 from actors.episodes import VersionSpan
-from actors.rollout.host import EngineHost
+from actors.rollout.host import EngineHost, NoWeights
 from actors.rollout.types import Finished, Request, RolloutInfo, Sampling, Segment
 from actors.rollout.worker import Adapter, RolloutWorker
 from actors.weights.offer import Offer
@@ -31,7 +31,7 @@ class FakeEngine:
         self.segments = list(segments)
         self.broken = False
         self.version = 3
-        self.adapter: Adapter | None = None
+        self.has_adapter = False
         self.llm = SimpleNamespace(
             collective_rpc=self._told("collective_rpc", ["account"]),
             **{
@@ -47,7 +47,6 @@ class FakeEngine:
         )
         self.pause, self.resume, self.submit, self.abort = map(self._told, ("pause", "resume", "submit", "abort"))
         self.forget_adapter, self.abort_older = self._told("forget_adapter"), self._told("abort_older")
-        self.renew_adapter = self._told("renew_adapter")
 
     def fail_at(self, name: str, error: Exception) -> None:
         """Let a call fail: a method of the engine, or of vLLM's, or by collective_rpc."""
@@ -86,8 +85,8 @@ class FakeEngine:
     def stats(self) -> Any:
         return SimpleNamespace(version=self.version)
 
-    def logprobs(self, token_ids: list[int], *, adapted: bool = True) -> np.ndarray:
-        self.asked.append(("logprobs" if adapted else "logprobs below the adapter", token_ids))
+    def logprobs(self, token_ids: list[int]) -> np.ndarray:
+        self.asked.append(("logprobs", token_ids))
         return np.full(len(token_ids) - 1, -0.5, np.float32)
 
     def load_adapter(self, adapter: Adapter) -> list[str]:
@@ -337,23 +336,33 @@ def test_received_weights_are_in_service_as_their_version_before_the_engine_goes
     found = worker(engine, version=3)
     account = run(found.finish_weight_update(4, canary))
     assert found.engine.version == 4
-    asked = [("finish_weight_update", "4"), ("renew_adapter",), ("resume",)]
+    asked = [("finish_weight_update", "4"), ("resume",)]
     if canary is None:
         assert account is None
     else:
         assert account.digests == ["account"] and account.logprobs.tolist() == [-0.5, -0.5]
-        asked += [("collective_rpc", "received_digest"), ("logprobs below the adapter", canary)]
+        asked += [("collective_rpc", "received_digest"), ("logprobs", canary)]
     assert engine.asked == asked
 
 
-def test_weights_that_come_again_below_an_adapter_change_no_version() -> None:
-    """Until the next adapter comes, requests go on with the one before, which vLLM has dropped."""
+def test_weights_that_come_again_below_an_adapter_end_what_uses_it() -> None:
+    """Nothing is taken before the next adapter: vLLM has dropped the one before."""
     engine = FakeEngine()
     found = worker(engine, version=3)
-    engine.adapter = Adapter(config="{}", weights=b"w")
-    run(found.finish_weight_update(4, None))
-    assert engine.asked == [("finish_weight_update", "3"), ("renew_adapter",), ("resume",)]
-    assert found.engine.version == 3
+    engine.has_adapter = True
+    run(found.submit([request(1)], None))
+    run(found.update_weights({"names": ["w"]}, True, False, (4, None)))
+    asked = [each[0] for each in engine.asked]
+    assert asked.index("pause") < asked.index("forget_adapter") < asked.index("start_weight_update")
+    assert ("abort", [1]) in engine.asked and engine.version == -1
+    with pytest.raises(NoWeights):
+        run(found.submit([request(2)], None))
+    engine.has_adapter = False
+    run(found.load_adapter(Adapter(config="{}", weights=b"w"), 4, None))
+    assert engine.version == 4
+    run(found.submit([request(2)], None))
+    run(found.update_weights({"names": ["w"]}, True, False, (5, None)))
+    assert engine.version == 5, "no adapter is waited for where there was none"
 
 
 @pytest.mark.parametrize("canary", [None, [5, 6, 7]])
@@ -405,12 +414,11 @@ def test_fetched_weights_are_there_before_the_engine_pauses(version: int, canary
         ("start_weight_update",),
         ("update_weights", {"update_info": {"names": ["w"]}}),
         ("finish_weight_update", str(version)),
-        ("renew_adapter",),
         ("resume",),
     ]
     if canary:
         assert account is not None and account.digests == ["account"] and account.logprobs.tolist() == [-0.5, -0.5]
-        asked += [("collective_rpc", "received_digest"), ("logprobs below the adapter", canary)]
+        asked += [("collective_rpc", "received_digest"), ("logprobs", canary)]
     assert engine.asked == asked
 
 

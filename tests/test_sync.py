@@ -433,14 +433,12 @@ def test_running_requests_continue_with_new_weights(pairs: dict[str, Pair], tmp_
     _assert_continued(pairs["untied"], tmp_path)
 
 
-def _assert_continued(pair: Pair, tmp_path: Path, *, met_anew: bool = False) -> None:
+def _assert_continued(pair: Pair, tmp_path: Path) -> None:
     pair.publish()
     pair.policy.call(PolicyWorker.export, tmp_path / str(pair.version))
     pair.train()
     asked = pair.start([5, 6, 7], samples=32, max_tokens=400)
     _let_run(pair)
-    if met_anew:
-        pair.policy.call(PolicyWorker.connect, pair.rollout.handles, 1, "gloo", pair.transfer)
     pair.publish()
     pair.policy.call(PolicyWorker.export, tmp_path / str(pair.version))
     [rollouts] = pair.answers(asked)
@@ -553,9 +551,24 @@ def test_running_requests_continue_with_a_new_adapter(pairs: dict[str, Pair], tm
 
 
 def test_weights_may_come_again_below_an_adapter_in_use(pairs: dict[str, Pair], tmp_path: Path) -> None:
-    """As when engines are met anew since one was lost: requests go on with the adapter that they have, until the next
-    one is there."""
-    _assert_continued(pairs["adapter"], tmp_path, met_anew=True)
+    """As when engines are met anew since one was lost: what runs ends with what the adapter has sampled, and what
+    comes later has the next one."""
+    pair = pairs["adapter"]
+    pair.publish()
+    pair.policy.call(PolicyWorker.export, tmp_path / "old")
+    pair.train()
+    asked = pair.start([5, 6, 7], samples=16, max_tokens=400)
+    _let_run(pair)
+    pair.policy.call(PolicyWorker.connect, pair.rollout.handles, 1, "gloo", pair.transfer)
+    assert pair.publish()["weights/canary_difference"] < 1e-4
+    [ended] = pair.answers(asked)
+    assert "abort" in {rollout.turns[-1].finish_reason for rollout in ended}, "some were running"
+    assert {span.version for rollout in ended for span in rollout.turns[0].versions} == {pair.version - 1}
+    _assert_sampled_by(tmp_path / "old", ended[:4], 0)
+    pair.policy.call(PolicyWorker.export, tmp_path / "new")
+    later = pair.generate([5, 6, 7])
+    assert {span.version for rollout in later for span in rollout.turns[0].versions} == {pair.version}
+    _assert_sampled_by(tmp_path / "new", later, 0)
 
 
 def test_an_engine_answers_pulses_while_it_generates(pairs: dict[str, Pair]) -> None:

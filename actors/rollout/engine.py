@@ -70,8 +70,6 @@ class EngineThread:
         self._names = count()
         self._paused = False
         self._adapter: LoRARequest | None = None
-        self.adapter: Adapter | None = None
-        """That requests use; None: the weights alone."""
         self._preemptions: int | None = None
         self._generated = 0
         self._discarded = 0
@@ -147,12 +145,10 @@ class EngineThread:
             lost=f"{type(self._lost).__name__}: {self._lost}" if self._lost else "",
         )
 
-    def logprobs(self, token_ids: list[int], *, adapted: bool = True) -> np.ndarray:
-        """Logprobs of every token but the first at temperature 1, [L-1]; without `adapted` those of the weights below
-        the adapter. Runs on the engine thread, which steps on."""
+    def logprobs(self, token_ids: list[int]) -> np.ndarray:
+        """Logprobs of every token but the first at temperature 1, [L-1]. Runs on the engine thread, which steps on."""
         output: Future[RequestOutput] = Future()
-        adapter = self._adapter if adapted else None
-        self._canaries[self._add(self._prompt(token_ids), prompt_logprob_params(), adapter)[0]] = output
+        self._canaries[self._add(self._prompt(token_ids), prompt_logprob_params())[0]] = output
         # It ends also when the engine is lost: that answers every canary.
         while not output.done():
             self._step()
@@ -186,16 +182,17 @@ class EngineThread:
             raise
         self._paused = False
 
-    def forget_adapter(self) -> None:
-        """Let all requests from now on use no adapter, until one is loaded again. Runs on the engine thread."""
-        self._adapter = self.adapter = None
+    @property
+    def has_adapter(self) -> bool:
+        """Whether requests use one."""
+        return self._adapter is not None
 
-    def renew_adapter(self) -> None:
-        """Load the adapter again, where there is one: vLLM drops it when the weights below are replaced, and would look
-        for its files with the next step of a request that uses it. Runs on the engine thread."""
-        if self.adapter:
-            with adapter_directory(self.adapter) as directory:
-                self.llm.llm_engine.add_lora(LoRARequest("policy", ADAPTER_ID, directory, load_inplace=True))
+    def forget_adapter(self) -> None:
+        """Let all requests from now on use no adapter, until one is loaded again; those that use it end as they are.
+        Runs on the engine thread."""
+        if self.has_adapter:
+            self._abort({sample.taken.request.id for sample in self._running.values()})
+        self._adapter = None
 
     def load_adapter(self, adapter: Adapter) -> list[str]:
         """Let all requests from now on use this adapter in place of the one before. Runs on the engine thread.
@@ -206,7 +203,7 @@ class EngineThread:
         with adapter_directory(adapter) as directory:
             self.llm.llm_engine.add_lora(LoRARequest("policy", ADAPTER_ID, directory, load_inplace=True))
             # A request of its own: `load_inplace` would load the files again with every batch.
-            self._adapter, self.adapter = LoRARequest("policy", ADAPTER_ID, directory), adapter
+            self._adapter = LoRARequest("policy", ADAPTER_ID, directory)
             return self.llm.collective_rpc("bind_digest", args=(directory,))
 
     def _take(self, requests: list[Request], seed: int | None) -> None:
@@ -230,7 +227,7 @@ class EngineThread:
             if taken.request.begun and not anew:
                 self._go_on(taken, index)
                 return
-            name, inside = self._add(prompt, taken.params, self._adapter)
+            name, inside = self._add(prompt, taken.params)
         except Exception as error:  # A refused request is its caller's alone.
             self._tell([refused(taken.request.id, index, error)])
         else:
@@ -247,7 +244,7 @@ class EngineThread:
         params = self._params(replace(sampling, max_tokens=stop - brought))
         processor = self.llm.llm_engine.output_processor
         account = WholeAccount.of(processor.tokenizer, request.token_ids, begun, params)
-        name, inside = self._add(self._prompt(request.token_ids + begun.token_ids.tolist()), params, self._adapter)
+        name, inside = self._add(self._prompt(request.token_ids + begun.token_ids.tolist()), params)
         account.replace(processor.request_states[inside])
         self._running[name] = RunningSample(taken, index, inside, stop, brought)
 
@@ -269,10 +266,10 @@ class EngineThread:
         # Salted, so that no keys and values are found that other weights, or another seed, have left.
         return tokens_input(token_ids, cache_salt=f"{self._salt} {self.version}")
 
-    def _add(self, prompt: TokensInput, params: SamplingParams, adapter: LoRARequest | None) -> tuple[str, str]:
+    def _add(self, prompt: TokensInput, params: SamplingParams) -> tuple[str, str]:
         """Give vLLM a request; returns the name that its outputs bear, and the one that vLLM has for it inside."""
         name = str(next(self._names))
-        return name, self.llm.llm_engine.add_request(name, prompt, params, lora_request=adapter)
+        return name, self.llm.llm_engine.add_request(name, prompt, params, lora_request=self._adapter)
 
     def _abort(self, requests: set[int]) -> None:
         ended, brought = [], 0

@@ -123,6 +123,9 @@ class RolloutWorker(EngineHost):
     _half_new = False
     """Whether new weights have begun to take the place of the old ones, and not all are there."""
 
+    _lacks_adapter = False
+    """Whether the weights alone are there, of an engine that had an adapter on them."""
+
     def _go_on(self) -> None:
         if self._half_new:
             # What runs ends with the tokens that it has, and no request is taken before whole weights have come.
@@ -152,6 +155,8 @@ class RolloutWorker(EngineHost):
         def receive() -> Got | None:
             if first:
                 self.engine.pause()
+                if self.engine.has_adapter:
+                    self._part_from_adapter()
                 self.engine.llm.collective_rpc("remember_checksums", args=(remember_checksums,))
                 self._half_new = True  # what has begun may have changed something, whatever fails
                 self.engine.llm.start_weight_update()
@@ -165,18 +170,21 @@ class RolloutWorker(EngineHost):
         """Put the received weights into service as `version`, and go on; with a canary prompt, give account of them."""
         return await self._between_steps(lambda: self._put_into_service(version, canary))
 
+    def _part_from_adapter(self) -> None:
+        """The weights below it come again, as others lack them, and vLLM drops it then: what runs ends with the tokens
+        that it has, and no request is taken before there is an adapter again."""
+        self._end(list(self._open), keep=True)
+        self.engine.forget_adapter()
+        self._lacks_adapter = True
+
     def _put_into_service(self, version: int, canary: list[int] | None) -> Got | None:
-        if self.engine.adapter:
-            # The weights below it are only sent again, to others, too: until the next adapter all goes on as before.
-            version = self.engine.version
         # vLLM notes the version itself with each token that it samples from now on: text, there.
         self.engine.llm.finish_weight_update(str(version))
-        self.engine.renew_adapter()
-        self.engine.version, self._half_new = version, False
+        self.engine.version, self._half_new = -1 if self._lacks_adapter else version, False
         self.engine.resume()
         if canary is None:
             return None
-        return Got(self.engine.llm.collective_rpc("received_digest"), self.engine.logprobs(canary, adapted=False))
+        return Got(self.engine.llm.collective_rpc("received_digest"), self.engine.logprobs(canary))
 
     held = -1
     """Version of the whole weights that `fetch` got last; -1 before the first, and while others take their place."""
@@ -233,7 +241,7 @@ class RolloutWorker(EngineHost):
                 with told_beside(error, "going on"):
                     self.engine.resume()
                 raise
-            self.engine.version = version
+            self.engine.version, self._lacks_adapter = version, False
             self.engine.resume()
             logprobs = np.empty(0, dtype=np.float32) if canary is None else self.engine.logprobs(canary)
             return Got(bound, logprobs)
