@@ -7,6 +7,7 @@
 #   make interop       exports, read by transformers 4.57 and gguf, in an environment of its own, and served by vLLM
 #   make docs          the pages in docs/ that are made from the code
 #   make families      every family of models through vLLM, of which docs/models.md tells: 20 minutes
+#   make chaos         200 faults in runs of every kind of process, at random: does each run get over them? an hour
 #   make mutants       small changes to the maths and its bookkeeping: which of them does no test see? 15 minutes
 # PYTHON=python3.11 chooses the interpreter, TORCH_INDEX=URL where torch is when pip's own indexes have no CPU build of it
 # (default: PyTorch's, https://download.pytorch.org/whl/cpu).
@@ -32,7 +33,7 @@ endif
 endif
 endif
 
-.PHONY: demo demo-rlhf demo-embedding test pytest check oracle interop docs families mutants setup clean
+.PHONY: demo demo-rlhf demo-embedding test pytest check oracle interop docs families chaos mutants setup clean
 
 setup: $(VENV)/.cpu
 
@@ -132,6 +133,12 @@ docs: $(VENV)/.cpu
 
 families: $(VENV)/.dev
 	$(BIN)/python -m tests.engine_families --page docs/models.md
+
+# Of each seed a run of PPO and one of GRPO, with 20 faults each.
+CHAOS_SEEDS ?= 1 2 3 4 5
+
+chaos: $(VENV)/.dev
+	CHAOS_SEEDS="$(CHAOS_SEEDS)" $(BIN)/python -m pytest -s tests/chaos
 
 $(VENV)/.mutants: requirements/mutants.txt $(VENV)/.dev
 	@echo "the mutation tool, of requirements/mutants.txt: 25 MB on disk"

@@ -45,6 +45,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # Comparisons with TRL, and transformers 4.57, need environments of their own: make oracle, make interop.
 collect_ignore = ["oracle", "interop"]
 LONGEST = (
+    "chaos",
     "cluster_jobs",
     "grpo_run",
     "rlhf_run",

@@ -175,6 +175,26 @@ def test_a_fault_ends_the_attempt_and_asks_for_another(tmp_path: Path, parent: A
     assert found.events.open() == [] and len(warned) == 1
 
 
+@pytest.mark.parametrize(("error", "how"), [(KeyboardInterrupt(), "KeyboardInterrupt"), (ValueError("NaN"), "NaN")])
+def test_an_end_by_no_fault_gives_up_those_that_are_not_over(
+    tmp_path: Path, parent: Any, error: BaseException, how: str
+) -> None:
+    """As that of an engine that was on its way back; another attempt would have gone on with it."""
+    config = config_for(tmp_path)
+    (config.directory / "logs").mkdir(parents=True)
+    found = Faults(config)
+    found.open(anew=True, told=lambda _: None)
+    found.events.noticed(Fault(who="rollout[0]", what="died", noticed_by="exit"))
+    assert found.end(RankLost("policy[1].update: the process died", "policy", 1), lambda _: None)
+    assert found.events.open() == [1, 2], "the next attempt tells when they are over"
+    assert not found.end(error, pytest.fail)
+    lines = ended(read_events(config.directory / "events.jsonl"))
+    assert [(line["who"], line["event"], line["did"]) for line in lines] == [
+        ("rollout[0]", "given up", how),
+        ("policy[1]", "given up", how),
+    ]
+
+
 def test_without_a_parent_a_fault_ends_the_run_as_ever(tmp_path: Path) -> None:
     config = config_for(tmp_path)
     config.directory.mkdir(parents=True)

@@ -114,6 +114,16 @@ def test_one_that_never_lasts_ends_the_run_with_the_cause(tmp_path: Path) -> Non
     fleet.close()
 
 
+def test_what_is_not_over_at_the_end_is_left_to_the_run(tmp_path: Path) -> None:
+    """The next attempt may bring it back, where this one ends by another fault."""
+    group = FakeGroup(engine0=["ready"])
+    fleet, members, events = made(tmp_path, group)
+    members.lose(0, GroupError("it died"), 0)
+    until(lambda: members.stale() == [0])
+    fleet.close()
+    assert events.open() == [1]
+
+
 def test_both_restart_at_one_time_and_none_once_it_is_closed(tmp_path: Path) -> None:
     group = FakeGroup(engine0=["ready", "ready"], engine1=["ready"])
     group.may_start.clear()

@@ -17,7 +17,7 @@ import pytest
 
 from actors.config_rollout import RolloutConfig
 from actors.episodes import VersionSpan
-from actors.rollout.host import EngineHost
+from actors.rollout.host import EngineHost, NoWeights
 from actors.rollout.types import Finished, Request, RolloutInfo, Sampling, Segment
 from actors.rollout.worker import Adapter, RolloutWorker
 from actors.weights.offer import Offer
@@ -31,6 +31,7 @@ class FakeEngine:
         self.segments = list(segments)
         self.broken = False
         self.version = 3
+        self.has_adapter = False
         self.llm = SimpleNamespace(
             collective_rpc=self._told("collective_rpc", ["account"]),
             **{
@@ -342,6 +343,26 @@ def test_received_weights_are_in_service_as_their_version_before_the_engine_goes
         assert account.digests == ["account"] and account.logprobs.tolist() == [-0.5, -0.5]
         asked += [("collective_rpc", "received_digest"), ("logprobs", canary)]
     assert engine.asked == asked
+
+
+def test_weights_that_come_again_below_an_adapter_end_what_uses_it() -> None:
+    """Nothing is taken before the next adapter: vLLM has dropped the one before."""
+    engine = FakeEngine()
+    found = worker(engine, version=3)
+    engine.has_adapter = True
+    run(found.submit([request(1)], None))
+    run(found.update_weights({"names": ["w"]}, True, False, (4, None)))
+    asked = [each[0] for each in engine.asked]
+    assert asked.index("pause") < asked.index("forget_adapter") < asked.index("start_weight_update")
+    assert ("abort", [1]) in engine.asked and engine.version == -1
+    with pytest.raises(NoWeights):
+        run(found.submit([request(2)], None))
+    engine.has_adapter = False
+    run(found.load_adapter(Adapter(config="{}", weights=b"w"), 4, None))
+    assert engine.version == 4
+    run(found.submit([request(2)], None))
+    run(found.update_weights({"names": ["w"]}, True, False, (5, None)))
+    assert engine.version == 5, "no adapter is waited for where there was none"
 
 
 @pytest.mark.parametrize("canary", [None, [5, 6, 7]])

@@ -550,6 +550,27 @@ def test_running_requests_continue_with_a_new_adapter(pairs: dict[str, Pair], tm
     _assert_continued(pairs["adapter"], tmp_path)
 
 
+def test_weights_may_come_again_below_an_adapter_in_use(pairs: dict[str, Pair], tmp_path: Path) -> None:
+    """As when engines are met anew since one was lost: what runs ends with what the adapter has sampled, and what
+    comes later has the next one."""
+    pair = pairs["adapter"]
+    pair.publish()
+    pair.policy.call(PolicyWorker.export, tmp_path / "old")
+    pair.train()
+    asked = pair.start([5, 6, 7], samples=16, max_tokens=400)
+    _let_run(pair)
+    pair.policy.call(PolicyWorker.connect, pair.rollout.handles, 1, "gloo", pair.transfer)
+    assert pair.publish()["weights/canary_difference"] < 1e-4
+    [ended] = pair.answers(asked)
+    assert "abort" in {rollout.turns[-1].finish_reason for rollout in ended}, "some were running"
+    assert {span.version for rollout in ended for span in rollout.turns[0].versions} == {pair.version - 1}
+    _assert_sampled_by(tmp_path / "old", ended[:4], 0)
+    pair.policy.call(PolicyWorker.export, tmp_path / "new")
+    later = pair.generate([5, 6, 7])
+    assert {span.version for rollout in later for span in rollout.turns[0].versions} == {pair.version}
+    _assert_sampled_by(tmp_path / "new", later, 0)
+
+
 def test_an_engine_answers_pulses_while_it_generates(pairs: dict[str, Pair]) -> None:
     """Not between its steps, as control calls are, but also within one; and how many it has made."""
     pair = pairs["untied"]

@@ -270,6 +270,23 @@ def test_a_death_that_a_call_has_told_of_first(start: Start, tmp_path: Path) -> 
     assert (recovered["event"], recovered["fault"], recovered["did"]) == ("recovered", noticed["fault"], "restarted")
 
 
+def test_the_last_look_tells_also_of_what_stopped_just_before(start: Start, tmp_path: Path) -> None:
+    """Beside what ends the attempt, which nobody mends any more."""
+    pids = [start(SLEEPS)[0] for _ in range(3)]
+    children, told = Children(*pids), Told()
+    watch = watching(tmp_path, children, told, clock=time.monotonic)
+    watch.start()
+    watch.look()
+    os.kill(pids[0], signal.SIGKILL)
+    wait_until(lambda: has_ended(pids[0]), "the end of a killed process")
+    halt(pids[1])
+    watch.look_last()
+    lines = read_events(tmp_path / "events.jsonl")
+    assert [(line["who"], line["what"]) for line in lines] == [("reward[0]", "died"), ("reward[1]", "froze")]
+    assert told == [] and not has_ended(pids[2])
+    assert not watch._thread.is_alive()
+
+
 def test_a_driver_that_stood_still_condemns_nobody(start: Start, tmp_path: Path) -> None:
     """Its clock has gone on: what it saw before says nothing, and what it sees now must be seen again."""
     pid, _ = start(SLEEPS)

@@ -182,8 +182,16 @@ class EngineThread:
             raise
         self._paused = False
 
+    @property
+    def has_adapter(self) -> bool:
+        """Whether requests use one."""
+        return self._adapter is not None
+
     def forget_adapter(self) -> None:
-        """Let all requests from now on use no adapter, until one is loaded again. Runs on the engine thread."""
+        """Let all requests from now on use no adapter, until one is loaded again; those that use it end as they are.
+        Runs on the engine thread."""
+        if self.has_adapter:
+            self._abort({sample.taken.request.id for sample in self._running.values()})
         self._adapter = None
 
     def load_adapter(self, adapter: Adapter) -> list[str]:

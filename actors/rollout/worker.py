@@ -123,6 +123,9 @@ class RolloutWorker(EngineHost):
     _half_new = False
     """Whether new weights have begun to take the place of the old ones, and not all are there."""
 
+    _lacks_adapter = False
+    """Whether the weights alone are there, of an engine that had an adapter on them."""
+
     def _go_on(self) -> None:
         if self._half_new:
             # What runs ends with the tokens that it has, and no request is taken before whole weights have come.
@@ -152,8 +155,8 @@ class RolloutWorker(EngineHost):
         def receive() -> Got | None:
             if first:
                 self.engine.pause()
-                # Whole weights begin anew, below any adapter: one of before is not to be looked for again.
-                self.engine.forget_adapter()
+                if self.engine.has_adapter:
+                    self._part_from_adapter()
                 self.engine.llm.collective_rpc("remember_checksums", args=(remember_checksums,))
                 self._half_new = True  # what has begun may have changed something, whatever fails
                 self.engine.llm.start_weight_update()
@@ -167,10 +170,17 @@ class RolloutWorker(EngineHost):
         """Put the received weights into service as `version`, and go on; with a canary prompt, give account of them."""
         return await self._between_steps(lambda: self._put_into_service(version, canary))
 
+    def _part_from_adapter(self) -> None:
+        """The weights below it come again, as others lack them, and vLLM drops it then: what runs ends with the tokens
+        that it has, and no request is taken before there is an adapter again."""
+        self._end(list(self._open), keep=True)
+        self.engine.forget_adapter()
+        self._lacks_adapter = True
+
     def _put_into_service(self, version: int, canary: list[int] | None) -> Got | None:
         # vLLM notes the version itself with each token that it samples from now on: text, there.
         self.engine.llm.finish_weight_update(str(version))
-        self.engine.version, self._half_new = version, False
+        self.engine.version, self._half_new = -1 if self._lacks_adapter else version, False
         self.engine.resume()
         if canary is None:
             return None
@@ -231,7 +241,7 @@ class RolloutWorker(EngineHost):
                 with told_beside(error, "going on"):
                     self.engine.resume()
                 raise
-            self.engine.version = version
+            self.engine.version, self._lacks_adapter = version, False
             self.engine.resume()
             logprobs = np.empty(0, dtype=np.float32) if canary is None else self.engine.logprobs(canary)
             return Got(bound, logprobs)

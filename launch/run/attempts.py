@@ -25,7 +25,6 @@ from launch.run.attempt_link import AGAIN, become_driver
 from launch.run.leftovers import Guard, end_leftovers, new_mark
 from launch.run.taken_signals import ENDING, TakenSignals
 from launch.tracking.events import Events, Fault
-from launch.tracking.now import read_now
 
 _TICK_S = 0.25
 """Between two looks at the driver."""
@@ -230,6 +229,8 @@ class _Parent:
             self._directory.mkdir(parents=True, exist_ok=True)
         events = Events(self._directory)
         events.attempt, events.step = driver.attempt or events.attempt, self._step
+        from launch.tracking.now import read_now  # only where something has happened: this process stays small
+
         if where := read_now(self._directory):
             events.step, events.phase = where.step, where.phase
         if cause:

@@ -60,10 +60,9 @@ class Faults:
                 self.events.recovered(number, "done all the same")
             return False
         numbers = self.notice(error)
-        if not numbers:
-            return False
-        cause = first_line(str(error))
-        if not may_restart():
+        cause = first_line(str(error) or type(error).__name__)
+        if not numbers or not may_restart():
+            # An engine may have been on its way back.
             for number in [*numbers, *self.events.open()]:
                 self.events.given_up(number, cause)
             return False

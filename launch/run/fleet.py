@@ -64,14 +64,11 @@ class Fleet:
         self._members.lose(engine, RankLost(text, self._group.name, engine), generation)
 
     def close(self) -> None:
-        """Start nothing any more."""
+        """Start nothing any more. Faults that are not over are for whoever knows how the run goes on."""
         with self._lock:
             self._closed.set()
         for thread in list(self._threads.values()):
             thread.join(_CLOSE_S)
-        for numbers in self._faults.values():
-            for number in numbers:
-                self._events.given_up(number, "the run was over")
 
     def _lost(self, engine: int, error: GroupError) -> None:
         """Called by whoever has noticed it: it must not wait."""

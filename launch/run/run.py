@@ -160,7 +160,8 @@ def _started(
             with told_of_ray(placement.nodes), told_of_lost_ranks(roster):
                 yield placement, roster
         except BaseException as error:
-            faults.notice(error)  # while it is known where
+            if faults.notice(error) and not isinstance(error, RayLost):  # while it is known where
+                watch.look_last()
             raise
         finally:
             # No signal may cut this short: what it leaves behind would hold cores and memory.

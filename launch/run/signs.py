@@ -68,6 +68,11 @@ class Signs:
             self.alive_at = now
         return None
 
+    @property
+    def is_halted(self) -> bool:
+        """Whether the last look has found it, or what it has started, halted."""
+        return bool(self._halted)
+
     def still_s(self, now: float) -> float:
         """Seconds for which it has been still, as far as looks by this method tell; 0 when it is not."""
         own = look(self.process.pid)

@@ -179,6 +179,16 @@ class ProcessWatch:
         if self._thread.is_alive():
             self._thread.join(_END_S)
 
+    def look_last(self) -> None:
+        """Look no more, but for once: what has died or stopped beside the fault by which everything ends is told, too.
+        Nobody mends it. Takes a second where a process is halted, which may be for a moment."""
+        self.stop()
+        self._on_lost = lambda _: None
+        self.look()
+        if any(rank.signs and rank.signs.is_halted for rank in self._ranks.values() if not rank.is_lost):
+            time.sleep(_LOOK_S)
+            self.look()
+
     def pids(self) -> dict[str, int]:
         """Processes of the run on this machine that have said who they are: `policy[0]` -> pid. Any thread may ask."""
         return self._pids

@@ -85,7 +85,8 @@ class Weights:
                 except GroupError as error:
                     self._connection.part()
                     members.doubt(engines)
-                    if not self._lost_one(engines, losses, error):
+                    # Where none comes back, this is the cause, and what engines say next follows from it.
+                    if not members.come_back or not self._lost_one(engines, losses, error):
                         raise
                     continue
                 members.serve(engines, version, losses)

@@ -1,0 +1,136 @@
+"""Runs whose processes are killed and stopped at random, in every phase, go on to their end as if nothing had been.
+
+`make chaos` has more of them, over several seeds.
+"""
+
+import os
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.chaos import expect
+from tests.chaos.injector import Injector
+from tests.chaos.report import report
+from tests.chaos.schedule import KINDS, schedule
+from tests.conftest import Job
+
+Start = Callable[..., Job]
+ROWS, PROMPTS, SAMPLES = 40, 8, 4
+SEEDS = [int(seed) for seed in os.environ.get("CHAOS_SEEDS", "").split()]
+"""Of `make chaos`."""
+FEW, MANY = 12, 20
+ORDINARY = 149
+"""Seed of the run of every test session: five of its faults are an engine's, each in another phase."""
+STEPS_A_HIT = 8
+METRIC, AT_LEAST = "eval/reward/right", 0.5
+INJECTORS: list[Injector] = []
+"""Of all runs so far."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def told() -> Iterator[None]:
+    """A table in the end; that of `make chaos` is kept in benchmarks/RESULTS.md."""
+    yield
+    faults = [fault for each in INJECTORS for fault in each.done]
+    missed = sum(len(each.missed) for each in INJECTORS)
+    if faults:
+        print(report(faults, missed, "make chaos", len(INJECTORS), write=bool(SEEDS)))
+
+
+@pytest.fixture(scope="session")
+def reward_model(tandem: Start, warm_model: Path, reverse: dict[str, Any]) -> Path:
+    """A reward model that has learned a little."""
+    pairs = "algorithms.preference_tasks:reverse_preferences"
+    data = reverse | {"train": pairs, "eval": pairs, "max_length": 32}
+    settings = {
+        "algorithm": {"name": "reward", "steps": 20, "samples_per_update": 64, "centering": 0.01},
+        "model": {"path": str(warm_model)},
+        "data": data,
+        "policy": {"optimizer": {"lr": 1e-3}},
+        "tracking": {"wandb": False},
+    }
+    job = tandem(settings)
+    assert job.wait() == 0, job.text
+    return job.directory / "export"
+
+
+def settings(model: Path, reward_model: Path, directory: Path, hits: int, **algorithm: Any) -> dict[str, Any]:
+    """A run with groups of every kind, which is long enough for so many faults."""
+    epochs = (hits + 1) * STEPS_A_HIT * PROMPTS // ROWS
+    reward = f"{directory / 'reward.py'}:right"
+    sizes = {"prompts_per_step": PROMPTS, "samples_per_prompt": SAMPLES, "eval_every": 2, "epochs": epochs}
+    return {
+        "algorithm": {"kl_coef": 0.01} | sizes | algorithm,
+        "model": {"path": str(model), "lora": {"rank": 8}},
+        "data": expect.rows_of(directory, ROWS),
+        "policy": {"optimizer": {"lr": 2e-3}},
+        "reference": {"from_policy": False},
+        "rollout": {"max_prompt_tokens": 16, "max_response_tokens": 8, "engines": 2, "cpus_per_engine": 0.4},
+        "reward": {
+            "functions": [reward],
+            "models": [{"path": str(reward_model), "weight": 0.1}],
+        },
+        "checkpoint": {"every": 2},
+        "run": {"heartbeat_s": 2, "max_restarts": 9},
+        "tracking": {"wandb": False, "samples_per_step": PROMPTS * SAMPLES},
+    }
+
+
+def check(job: Job, injector: Injector, steps: int) -> None:
+    """All that must hold in the end."""
+    try:
+        assert job.wait() == 0
+        expect.every_fault_is_told(job, injector)
+        expect.each_step_once(job, steps)
+        expect.each_prompt_once(job, ROWS, PROMPTS, SAMPLES)
+        expect.learned(job, METRIC, AT_LEAST)
+        expect.nothing_is_left(job)
+    except AssertionError:
+        print(expect.text_of(job))
+        raise
+
+
+def disturb(tandem: Start, config: dict[str, Any], directory: Path, seed: int, hits: int, kinds: Sequence[str]) -> None:
+    """Start a run, hit it so often, and check what it has come to."""
+    job = tandem(config, directory=directory, alone=True, forked=True)
+    injector = Injector(job)
+    INJECTORS.append(injector)
+    try:
+        job.wait_until(lambda: len(job.steps()) > 1, "first step")
+        for each in schedule(seed, hits, kinds, pairs=hits > FEW):
+            injector.inject(*each)
+        (directory / "done").touch()
+    except AssertionError:
+        with suppress(subprocess.TimeoutExpired):  # the run may be about to tell why
+            job.process.wait(20)
+        print(expect.text_of(job))
+        raise
+    check(job, injector, config["algorithm"]["epochs"] * ROWS // PROMPTS)
+
+
+def ppo(model: Path, reward_model: Path, directory: Path, hits: int) -> dict[str, Any]:
+    """With a critic; nothing is made ahead."""
+    return settings(model, reward_model, directory, hits, name="ppo") | {"critic": {"optimizer": {"lr": 1e-3}}}
+
+
+def test_a_run_survives_what_befalls_it(tandem: Start, warm_model: Path, reward_model: Path, tmp_path: Path) -> None:
+    """Every kind of process, and every phase."""
+    disturb(tandem, ppo(warm_model, reward_model, tmp_path, FEW), tmp_path, ORDINARY, FEW, tuple(KINDS))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_ppo(tandem: Start, warm_model: Path, reward_model: Path, tmp_path: Path, seed: int) -> None:
+    disturb(tandem, ppo(warm_model, reward_model, tmp_path, MANY), tmp_path, seed, MANY, tuple(KINDS))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_grpo(tandem: Start, warm_model: Path, reward_model: Path, tmp_path: Path, seed: int) -> None:
+    """That generates beside training, with weights that go through a holder."""
+    config = settings(warm_model, reward_model, tmp_path, MANY, name="grpo", max_staleness=1)
+    config["rollout"]["transfer"] = {"store": "holder"}
+    kinds = [*(kind for kind in KINDS if kind != "critic"), "holder"]
+    disturb(tandem, config, tmp_path, seed, MANY, kinds)
