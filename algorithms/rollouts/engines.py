@@ -1,5 +1,4 @@
-"""The engines as the driver sees them: requests go to one, what ended comes from any; a dead one is told of, and told
-of again when it is back.
+"""The engines as the driver sees them: requests go to one, what ended comes from any, losses and returns are told.
 
 Behind the protocol are the actors of a group here; in tests of what depends on time, engines with a clock of their own.
 """
