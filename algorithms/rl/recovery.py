@@ -1,5 +1,4 @@
-"""Lost ranks in the middle of a step: the groups are built anew, go back to a state that was kept, and learn again what
-came after it, from the very same samples.
+"""What groups of ranks that have lost some learn again: the steps since a state that was kept, from the same samples.
 
     work fails --> mend: new processes, newest state --> learn again from the steps since --> work again
 
