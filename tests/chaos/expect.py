@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from itertools import islice, permutations
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from launch.tracking.events import NOTICED, ended, read_events
@@ -35,9 +36,9 @@ def each_prompt_once(job: Job, rows: int, prompts: int, samples: int) -> None:
 
 
 def learned(job: Job, metric: str, at_least: float) -> None:
-    """The last evaluation is as good as that of an undisturbed run has to be."""
+    """The last evaluations are as good, in the mean, as those of an undisturbed run have to be."""
     found = [line[metric] for line in job.metrics() if metric in line]
-    assert found[-1] >= at_least, found  # not passed by NaN
+    assert fmean(found[-5:]) >= at_least, found  # not passed by NaN
 
 
 def every_fault_is_told(job: Job, injector: Injector) -> None:
@@ -66,6 +67,7 @@ def text_of(job: Job) -> str:
 REWARD = """
 import time
 from pathlib import Path
+from statistics import fmean
 
 def right(completions, prompts, answer):
     if not Path({done!r}).exists():

@@ -131,6 +131,7 @@ def test_ppo(tandem: Start, warm_model: Path, reward_model: Path, tmp_path: Path
 def test_grpo(tandem: Start, warm_model: Path, reward_model: Path, tmp_path: Path, seed: int) -> None:
     """That generates beside training, with weights that go through a holder."""
     config = settings(warm_model, reward_model, tmp_path, MANY, name="grpo", max_staleness=1)
+    config |= {"model": {"path": str(warm_model)}, "policy": {"optimizer": {"lr": 5e-4}}}
     config["rollout"]["transfer"] = {"store": "holder"}
     kinds = [*(kind for kind in KINDS if kind != "critic"), "holder"]
     disturb(tandem, config, tmp_path, seed, MANY, kinds)
