@@ -149,14 +149,14 @@ def test_only_an_end_of_its_own_is_ok_and_only_the_limit_truncates(finish: str, 
     [told] = run(found.poll(0.1))
     assert [info.status for info in told.infos] == [status] and told.error == ""
     assert told.aborted == (finish == "abort")
-    [rollout] = run(found.collect(1))
+    [rollout] = run(found.collect(1))[1]
     assert (rollout.status, rollout.turns[0].finish_reason) == (status, finish)
 
 
 def test_an_episode_has_the_tokens_and_logprobs_of_its_segment() -> None:
     found = worker(FakeEngine([segment(1, versions=[(2, 0, 1), (3, 1, 3)])]))
     ended(found, request(1))
-    [episode] = run(found.collect(1))
+    [episode] = run(found.collect(1))[1]
     [turn] = episode.turns
     assert (turn.given_token_ids.tolist(), turn.sampled_token_ids.tolist(), episode.tokens) == ([5, 6], [1, 2, 3], 5)
     assert turn.rollout_logprobs.tolist() == [-0.25, -0.5, -0.75]
@@ -173,7 +173,7 @@ def test_a_request_is_told_of_when_all_its_samples_have_ended() -> None:
     assert run(found.poll(0.1)) == []
     assert [each.request for each in told] == [2, 1]
     assert [(info.sampled_tokens, info.status) for info in told[1].infos] == [(1, "truncated"), (3, "ok")]
-    assert [episode.sampled_tokens for episode in run(found.collect(1))] == [1, 3]
+    assert [episode.sampled_tokens for episode in run(found.collect(1))[1]] == [1, 3]
     with pytest.raises(KeyError):
         run(found.collect(1))
 
@@ -209,9 +209,9 @@ def test_what_has_ended_before_the_engine_was_lost_is_told_first() -> None:
 def test_several_requests_are_collected_in_one_call() -> None:
     found = worker(FakeEngine([segment(1), segment(2, 0, (4,)), segment(3, 0, (5, 6))]))
     ended(found, *map(request, (1, 2, 3)))
-    third, first = run(found.collect(3, 1))
+    _, third, first = run(found.collect(3, 1))
     assert [[each.sampled_tokens for each in group] for group in (third, first)] == [[2], [3]]
-    assert [each.sampled_tokens for each in run(found.collect(2))] == [1]
+    assert [each.sampled_tokens for each in run(found.collect(2))[1]] == [1]
 
 
 @pytest.mark.parametrize("places", [1, 2, 4])
@@ -224,7 +224,7 @@ def test_responses_to_the_first_requests_come_with_the_news(places: int) -> None
     assert [each.request for each in told] == [1, 2, 3, 4]
     assert [each and each[0].sampled_tokens for each in came] == [3, 1, 2, None][:places]
     for number, tokens in list({2: 3, 3: 1, 4: 2}.items())[places:]:
-        assert [each.sampled_tokens for each in run(found.collect(number))] == [tokens]
+        assert [each.sampled_tokens for each in run(found.collect(number))[1]] == [tokens]
     assert not found._ended
 
 
@@ -288,7 +288,7 @@ def test_what_an_aborted_request_has_is_kept_only_for_whoever_asks_for_it() -> N
             assert [each.aborted for each in told] == [not keep or of == 2]
             assert [info.sampled_tokens for info in told[0].infos] == [3, 1][:of]
             # Beside the news come responses that were not aborted; others are asked for.
-            kept = here[0] or (run(found.collect(1)) if keep else [])
+            kept = here[0] or (run(found.collect(1))[1] if keep else [])
             assert [episode.sampled_tokens for episode in kept] == ([3, 1][:of] if keep else [])
             assert bool(here[0]) == (keep and of == 1)
             assert (found._open, found._aborted, found._ended) == ({}, {}, {})
@@ -446,7 +446,7 @@ def test_an_engine_that_does_not_take_what_it_fetched_has_no_weights_to_generate
     assert (found.engine.version, found.held) == (-1, -1)
     assert engine.asked[-2:] == [("abort", [1]), ("resume",)]
     engine.segments.append([segment(1, finish="abort")])
-    assert [each.aborted for each in run(found.poll(0.1))] == [True] and len(run(found.collect(1))) == 1
+    assert [each.aborted for each in run(found.poll(0.1))] == [True] and len(run(found.collect(1))[1]) == 1
     assert caught.value.__notes__ == ["going on failed as well: RuntimeError: asleep"]
 
 
