@@ -53,6 +53,8 @@ LONGEST = (
     "encoder_run",
     "overlap_run",
     "attempts_run",
+    "learners_run",
+    "small_disk_run",
     "holder_run",
     "own_task",
     "encoder_update",

@@ -3,11 +3,14 @@
 The file gets what is the fault's witness: how many samples the engine had.
 """
 
+import time
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+_STEP_S = 0.05
+"""That a step of the engine takes at least."""
 _SPARED = 2
 """Transfers before the first step, and after it."""
 
@@ -22,11 +25,13 @@ def fails(witness: Path) -> None:
 
 
 def _strike(witness: Path, fault: Callable[[], object]) -> None:
-    """The fault comes in a transfer that has stopped the engine while it had samples, when its weights are there."""
+    """The fault comes in a transfer that has stopped the engine while it had samples, when its weights are there. So
+    that it has some, however slow the trainer is, it is slow, too."""
     from actors.rollout.engine import EngineThread
     from actors.weights import vllm_receiver
 
     pause, receive, transfers = EngineThread.pause, vllm_receiver.receive_bucket, count(1)
+    step = EngineThread._step
     running = [0]
 
     def pause_and_count(self: EngineThread) -> None:
@@ -40,5 +45,10 @@ def _strike(witness: Path, fault: Callable[[], object]) -> None:
             fault()
         return received
 
+    def step_slowly(self: EngineThread) -> None:
+        step(self)
+        time.sleep(_STEP_S)
+
+    EngineThread._step = step_slowly  # type: ignore[method-assign]
     EngineThread.pause = pause_and_count  # type: ignore[method-assign]
     vllm_receiver.receive_bucket = receive_or_not
