@@ -42,6 +42,8 @@ from tests.preloaded_commands import Command, Commands
 
 # A shell's background job has SIGINT ignored, and so would the commands that tests send Ctrl-C to.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# The same of what nohup ignores.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 # Comparisons with TRL, and transformers 4.57, need environments of their own: make oracle, make interop.
 collect_ignore = ["oracle", "interop"]
 LONGEST = (

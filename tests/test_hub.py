@@ -140,7 +140,7 @@ def test_a_run_ends_well_whatever_becomes_of_the_upload(
 ) -> None:
     sent = []
 
-    def train(config: Any, reporter: Any, display: Any) -> None:
+    def train(config: Any, reporter: Any, display: Any, faults: Any) -> None:
         (config.directory / "export").mkdir()
 
     def push(directory: Path, name: str, *, private: bool) -> str:

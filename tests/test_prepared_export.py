@@ -19,6 +19,7 @@ from actors.train.policy import PolicyWorker
 from actors.train.trainer import TrainedWorker
 from launch.config import RunConfig, validate
 from launch.run import run
+from launch.run.roster import Roster
 from launch.verbs.chat import _Speaker
 from tests.one_rank import alone  # noqa: F401
 from tests.test_exports import _source
@@ -150,14 +151,15 @@ def _learn(config: RunConfig, policy: Policy, monkeypatch: pytest.MonkeyPatch, t
     """Let a run of this policy learn; `train` is its training."""
     loop = SimpleNamespace(train=train, step=1)
     kind = SimpleNamespace(build=lambda *_: loop, finish_export=lambda _: None, chat_settings=lambda: None)
-    roster = {"policy": policy}
+    roster = Roster("")
+    roster._started["policy"] = policy
     monkeypatch.setattr(run, "job_kind", lambda _: kind)
     monkeypatch.setattr(run, "_started", lambda *_: run.contextlib.nullcontext((None, roster)))
     display: Any = SimpleNamespace(phase=lambda *_: None)
-    reporter: Any = SimpleNamespace(note=print)
+    reporter: Any = SimpleNamespace(note=print, phase=lambda _: None)
     (config.directory / "logs").mkdir()
     (config.directory / "config.json").write_text("{}")
-    run._learn_and_export(config, reporter, display)
+    run._learn_and_export(config, reporter, display, None)
 
 
 def test_a_run_prepares_its_export_before_it_trains(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:

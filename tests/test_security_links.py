@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -53,6 +53,10 @@ def test_no_link_is_followed(victim: Path) -> None:
     assert [name for name in made if (directory / name).is_symlink() or not (directory / name).is_file()] == []
 
 
+class _Roster(dict[str, Any]):
+    once_more: ClassVar[list[Any]] = []
+
+
 def test_an_export_is_written_into_no_other_directory(tmp_path: Path) -> None:
     class Policy:
         def call(self, _: Any, directory: Path, chat: Any = None) -> list[Any]:
@@ -71,7 +75,8 @@ def test_an_export_is_written_into_no_other_directory(tmp_path: Path) -> None:
     for name in ("export", "export.partial"):
         (tmp_path / "first" / name).symlink_to(tmp_path / "other")
     config = validate(values)
-    with run._prepared_export(Policy(), config, print):
+    roster: Any = _Roster(policy=Policy())
+    with run._prepared_export(roster, config, print):
         run._export(Policy(), config)
     assert list((tmp_path / "other").iterdir()) == []
     assert (tmp_path / "first/export/config.json").is_file()

@@ -58,6 +58,10 @@ class RecordingGroup:
     def __len__(self) -> int:
         return 1
 
+    @property
+    def generations(self) -> list[int]:
+        return [0]
+
     def spawn(self, *arguments: Any, **_: object) -> None:
         self.spawned[self.name] = arguments
 

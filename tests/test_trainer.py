@@ -12,6 +12,7 @@ import torch
 
 from actors.config import LoraConfig, ModelConfig, ModelInit, OptimizerConfig, TrainerConfig
 from actors.episodes import Episode, Sequence
+from actors.files import stored
 from actors.models.skeleton import write_skeleton
 from actors.train.critic import RewardModelWorker
 from actors.train.policy import PolicyWorker
@@ -109,12 +110,17 @@ def test_a_resumed_rank_drops_what_it_would_have_dropped(directory: str, tmp_pat
         assert (digest is not None) == name.endswith(".pt"), name
 
 
+def _written(directory: Path, others: dict[str, Any]) -> dict[str, str]:
+    """As an engine does that has nothing of its own to save."""
+    return {name: stored.write(value, directory / name) for name, value in others.items()}
+
+
 def test_each_rank_has_a_random_state_of_its_own(tmp_path: Path) -> None:
     """A rank that the saved run did not have gets one of its own, whatever it was born with."""
     ranks = [unborn(PolicyWorker, rank) for rank in range(4)]
     drawn = []
     for worker in ranks:
-        worker.engine = SimpleNamespace(save=lambda path: {}, load=lambda path, saved: None, updates=7)
+        worker.engine = SimpleNamespace(save=_written, load=lambda path, saved=None: None, updates=7)
     for worker in ranks[:2]:
         torch.manual_seed(worker.rank)
         worker.save(tmp_path)

@@ -31,14 +31,12 @@ from actors.rollout.continuing import WholeAccount
 from actors.rollout.occupancy import Occupancy
 from actors.rollout.samples import RunningSample, TakenRequest
 from actors.rollout.types import EngineStats, Request, Sampling, Segment
-from actors.rollout.vllm_counts import count_preemptions, sampled_tokens, scheduler_of
+from actors.rollout.vllm_counts import count_preemptions, has_untold, sampled_tokens, scheduler_of
 from actors.rollout.vllm_options import prompt_logprob_params
 from actors.rollout.worker import Adapter
 from actors.weights.binding import ADAPTER_ID
 
 T = TypeVar("T")
-
-_NOTHING: queue.Queue[Any] = queue.Queue()
 
 
 class EngineThread:
@@ -188,8 +186,7 @@ class EngineThread:
         return self._adapter is not None
 
     def forget_adapter(self) -> None:
-        """Let all requests from now on use no adapter, until one is loaded again; those that use it end as they are.
-        Runs on the engine thread."""
+        """Let requests use no adapter, until one is loaded again; those that use it end as they are."""
         if self.has_adapter:
             self._abort({sample.taken.request.id for sample in self._running.values()})
         self._adapter = None
@@ -397,11 +394,5 @@ class EngineThread:
 
     def _take_in(self) -> None:
         """Take in what old weights have sampled and vLLM has not told yet: later it would pass for the new ones'."""
-        core = self.llm.llm_engine.engine_core
-        # Of an engine core in a process of its own, these are all: it had paused when it said so.
-        while not getattr(core, "outputs_queue", _NOTHING).empty() and self._lost is None:
-            self._step()
-        # In this process, with steps that overlap; what a paused scheduler adds to the queue is empty.
-        batches = getattr(getattr(core, "engine_core", None), "batch_queue", None) or ()
-        while any(batch.total_num_scheduled_tokens for _, batch, _ in batches) and self._lost is None:
+        while has_untold(self.llm) and self._lost is None:
             self._step()

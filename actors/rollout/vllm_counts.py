@@ -1,7 +1,10 @@
 """What vLLM counts, or can be made to count, without statistics of every token, which would cost each step."""
 
+import queue
 from collections.abc import Callable, Mapping
 from typing import Any
+
+_NOTHING: queue.Queue[Any] = queue.Queue()
 
 
 def scheduler_of(llm: Any) -> Any:
@@ -32,3 +35,14 @@ def sampled_tokens(llm: Any, samples: Mapping[str, int]) -> int:
     states = llm.llm_engine.output_processor.request_states
     found = [(states.get(name), brought) for name, brought in samples.items()]
     return sum(state.detokenizer.num_output_tokens() - brought for state, brought in found if state is not None)
+
+
+def has_untold(llm: Any) -> bool:
+    """Whether an engine that is paused has sampled what it has not told yet."""
+    core = llm.llm_engine.engine_core
+    # Of an engine core in a process of its own, these are all: it had paused when it said so.
+    if not getattr(core, "outputs_queue", _NOTHING).empty():
+        return True
+    # In this process, with steps that overlap; what a paused scheduler adds to the queue is empty.
+    batches = getattr(getattr(core, "engine_core", None), "batch_queue", None) or ()
+    return any(batch.total_num_scheduled_tokens for _, batch, _ in batches)
