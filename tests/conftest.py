@@ -151,7 +151,7 @@ class Job:
         """Command lines of the processes, the first one included, that carry this command's mark."""
         return [name for _, name in _marked(self.mark)]
 
-    def left_behind(self, patience_s: float = 15) -> list[str]:
+    def left_behind(self, patience_s: float = 40) -> list[str]:
         """Processes still there some time after the end."""
         deadline = time.monotonic() + patience_s
         while (left := self.processes()) and time.monotonic() < deadline:
