@@ -124,6 +124,27 @@ def test_what_is_not_over_at_the_end_is_left_to_the_run(tmp_path: Path) -> None:
     assert events.open() == [1]
 
 
+def test_what_cannot_be_restarted_ends_the_run_at_once(tmp_path: Path) -> None:
+    """Whatever goes wrong there: else all would wait for the engine up to their deadline."""
+    group = FakeGroup(engine0=[])
+    fleet, members, _ = made(tmp_path, group)
+    members.lose(0, GroupError("it died"), 0)
+    until(lambda: members.failure is not None)
+    assert str(members.failure) == "rollout[0] could not be restarted: IndexError: pop from empty list"
+    fleet.close()
+
+
+def test_one_that_is_lost_as_soon_as_it_is_ready_is_restarted(tmp_path: Path) -> None:
+    """By the thread that has just seen it come back, or by another."""
+    group = FakeGroup(engine0=["ready"] * 40)
+    fleet, members, _ = made(tmp_path, group, max_restarts=100)
+    for generation in range(30):
+        members.lose(0, GroupError("it died"), generation)
+        until(lambda: members.stale() == [0])
+    assert members.generation(0) == 30
+    fleet.close()
+
+
 def test_both_restart_at_one_time_and_none_once_it_is_closed(tmp_path: Path) -> None:
     group = FakeGroup(engine0=["ready", "ready"], engine1=["ready"])
     group.may_start.clear()

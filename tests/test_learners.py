@@ -75,7 +75,7 @@ class Made:
         now: Any = SimpleNamespace(events=self.events, lost=LostTime())
         self.directory = directory
         config: Any = SimpleNamespace(run=SimpleNamespace(max_restarts=max_restarts), directory=directory)
-        self.learners = Learners(config, roster, now, saves, self.checkpointer, starts)
+        self.learners = Learners(config, roster, now, saves, self.checkpointer, starts, self.log.append)
         kl: Any = self.kl
         self.learners.begin(None, kl)
 
@@ -143,7 +143,9 @@ def test_a_loss_while_groups_are_brought_back_is_one_more(tmp_path: Path, monkey
     policy.dead, policy.fails = {0}, [RankLost("policy[1].build: died", "policy", 1)]
     assert made.learners.mend(LOST, made.redo)
     assert made.log.count("build policy") == 1 and policy.generations == [2, 2]
-    assert {line["who"] for line in read_events(tmp_path / "events.jsonl")} == {"policy[0]", "policy[1]"}
+    lines = read_events(tmp_path / "events.jsonl")
+    assert {line["who"] for line in lines if line["event"] == "recovered"} == {"policy[0]", "policy[1]"}
+    assert made.events.open() == [], "both are over"
 
 
 def test_too_many_in_a_row_end_the_attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,6 +187,7 @@ def test_copies_are_taken_where_it_would_take_long_to_learn_again(
     made.room = False
     assert [made.learners.note(step, 20.0) for step in (7, 8)] == [6, 6]
     assert [path.name for path in (tmp_path / "copies").iterdir()] == ["step-6"] and made.log.count("copy step-8") == 0
+    assert [line for line in made.log if "no more copies" in line] == made.log[-1:], "told once"
     made.learners.close()
     assert not (tmp_path / "copies").exists()
 

@@ -144,7 +144,7 @@ def build_rl(kind: RLKind, placement: Placement, reporter: RunReporter, roster: 
     roster.rollouts.welcome = weights.welcome
     if config.run.max_restarts and roster.now:
         starts = starts_of(config, _policy_updates(kind.algorithm, steps), steps * kind.algorithm.updates_per_step)
-        roster.learners = Learners(config, roster, roster.now, saves, checkpointer, starts)
+        roster.learners = Learners(config, roster, roster.now, saves, checkpointer, starts, reporter.note)
     arguments: LoopArguments = {
         "roster": roster,
         "rollouts": roster.rollouts,

@@ -54,6 +54,9 @@ class Fleet:
         self._faults: dict[int, list[int]] = {}
         """Engine -> numbers of its faults that are not over."""
         self._threads: dict[int, threading.Thread] = {}
+        self._at_work: set[int] = set()
+        """Engines of which a thread looks once more whether they are lost."""
+        self._busy = threading.Lock()
         self._lock = threading.Lock()
         """Held while a process is started: none is, once it is closed."""
         self._closed = threading.Event()
@@ -78,12 +81,14 @@ class Fleet:
         fault = Fault(who=who, what="died", noticed_by="call", generation=generation, cause=cause)
         number = self._events.noticed(fault, "restarting")
         self._faults.setdefault(engine, []).append(number)
-        # One that is lost while it restarts is so to its thread, too.
-        if engine not in self._threads or not self._threads[engine].is_alive():
-            self._threads[engine] = threading.Thread(
-                target=self._bring_back, args=(engine,), name=f"restart of {who}", daemon=True
-            )
-            self._threads[engine].start()
+        # One that is lost while it restarts is so to its thread, too, unless that has seen it come back.
+        with self._busy:
+            if engine in self._at_work:
+                return
+            self._at_work.add(engine)
+        thread = threading.Thread(target=self._bring_back, args=(engine,), name=f"restart of {who}", daemon=True)
+        self._threads[engine] = thread
+        thread.start()
 
     def _served(self, engine: int) -> None:
         self._count()
@@ -95,7 +100,7 @@ class Fleet:
 
     def _bring_back(self, engine: int) -> None:
         """Start an engine until its process is ready, or has failed too often."""
-        while self._members.state(engine) == "lost" and not self._closed.is_set():
+        while self._is_needed(engine):
             error, streak = self._members.error(engine), self._members.streaks[engine]
             if streak > self._max_restarts:
                 self._give_up(engine, error, streak)
@@ -106,6 +111,18 @@ class Fleet:
                 self._start(engine)
             except GroupError as failed:
                 self._members.lose(engine, failed, self._members.generation(engine))
+            except Exception as failed:  # Whatever it is: nobody else waits for this engine, and all wait for it.
+                text = f"rollout[{engine}] could not be restarted: {type(failed).__name__}: {first_line(str(failed))}"
+                self._members.give_up(GroupError(text))
+                return
+
+    def _is_needed(self, engine: int) -> bool:
+        """Whether a thread has more to do for an engine; it is not at work any more where not."""
+        with self._busy:
+            needed = self._members.state(engine) == "lost" and not self._closed.is_set()
+            if not needed:
+                self._at_work.discard(engine)
+            return needed
 
     def _start(self, engine: int) -> None:
         """A new process, up to where it is ready; raises GroupError."""

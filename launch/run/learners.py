@@ -63,6 +63,7 @@ class Learners:
         saves: Saves,
         checkpointer: RunCheckpointer,
         starts: Mapping[str, Start],
+        tell_of: Callable[[str], None],
     ) -> None:
         """
         Args:
@@ -72,9 +73,10 @@ class Learners:
             saves: has those that learn.
             checkpointer: says which checkpoint was kept.
             starts: how new ranks of each group are built.
+            tell_of: shows a line.
         """
         self._roster, self._now, self._saves, self._checkpointer = roster, now, saves, checkpointer
-        self._starts = starts
+        self._starts, self._tell_of = starts, tell_of
         self._max_restarts = config.run.max_restarts
         self._copies = config.directory.absolute() / COPIES
         self._kl: SavedPart
@@ -98,11 +100,12 @@ class Learners:
 
     def mend(self, error: GroupError, learn_again: Callable[[int], int | None]) -> bool:
         """See `Mender`."""
+        faults: list[int] = []
         while lost := self._lost(error):
             self._streak += 1
             if self._streak > self._max_restarts:
                 return False
-            faults = [self._note_loss(loss, error) for loss in lost]
+            faults += [self._note_loss(loss, error) for loss in lost]
             try:
                 with self._mending():
                     redone = self._bring_back({loss.group for loss in lost}, learn_again)
@@ -177,6 +180,8 @@ class Learners:
             shutil.rmtree(directory, ignore_errors=True)
             if not isinstance(error, RankLost):  # one that is lost is met by the next call, and then mended
                 self._has_room = False
+                why = first_line(str(error))
+                self._tell_of(f"no more copies of the state between checkpoints, as one could not be written ({why})")
             return
         self._copy_s = time.monotonic() - began
         self._go_on_from(State(step=step, kl=self._kl.save(Path()), directory=directory))
