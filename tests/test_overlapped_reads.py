@@ -59,12 +59,14 @@ JOBS: dict[str, Any] = {
 
 
 class EpisodeEngines(SimulatedEngines):
-    """They give references, as real ones do, and their time stands still while somebody reads."""
+    """They give references, as real ones do, and their time stands still while somebody reads, or before they have
+    anything to do."""
 
     def wait(self, others: Sequence[Any], timeout_s: float) -> list[Any]:
         if others:
             futures.wait(others, 5, futures.FIRST_COMPLETED)
-        return super().wait(others, 0.0 if others else timeout_s)
+        idle = not any(host.open for host in self.hosts)
+        return super().wait(others, 0.0 if others or idle else timeout_s)
 
     def collect(self, engine: int, requests: list[int]) -> list[Any]:
         super().collect(engine, requests)

@@ -315,11 +315,13 @@ def test_one_that_sleeps_is_still_and_one_whose_child_works_is_not(start: Start)
     parent, _ = start(HAS_A_CHILD, SPINS)
     alone, family = (Signs(seen(pid), time.monotonic()) for pid in (asleep, parent))
     assert [alone.look(time.monotonic()), family.look(time.monotonic())] == [None, None]
-    for _ in range(4):
+    deadline, found = time.monotonic() + DEADLINE_S, 0.0
+    while found <= 1.1:  # not at once: on a busy machine it may still be on its way to sleep
+        assert time.monotonic() < deadline
         time.sleep(0.4)
         now = time.monotonic()
         found = alone.still_s(now)
         assert family.still_s(now) == 0.0
-    assert 1.1 < found < 10
+    assert found < 10
     alone.begin_anew()
     assert alone.still_s(time.monotonic()) == 0.0
