@@ -11,14 +11,14 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import groupby
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import psutil
 
 from launch.tracking.events import GIVEN_UP, NOTICED, RECOVERED, read_events
 from launch.tracking.now import NOW
 from tests.chaos.schedule import KILL, Hit
-from tests.conftest import Job
 
 PATIENCE_S = 90.0
 """Longest time from a fault to its end."""
@@ -28,6 +28,26 @@ _STEPS = 8
 _TICK_S = 0.002
 _GROUPS = {"engine": "rollout"}
 _OWN = "driver", "raylet"
+
+
+class _Process(Protocol):
+    def poll(self) -> int | None:
+        """Its exit code, once it has ended."""
+        ...
+
+
+class Hittable(Protocol):
+    """A run that is going on."""
+
+    @property
+    def process(self) -> _Process:
+        """Of its command."""
+        ...
+
+    @property
+    def directory(self) -> Path:
+        """Of what it writes."""
+        ...
 
 
 class Unlike(AssertionError):
@@ -69,7 +89,7 @@ class Injector:
             injector.inject(*hits)
     """
 
-    job: Job
+    job: Hittable
     done: list[Injected] = field(default_factory=list)
     missed: list[Hit] = field(default_factory=list)
     """What there was no moment for."""
