@@ -95,6 +95,15 @@ def pytest_collection() -> Generator[None, object, object]:
         gc.freeze()
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _known_objects() -> Iterator[None]:
+    """What a file has loaded is never garbage. transformers' models are two million objects, and DeepSpeed looks for
+    garbage again and again: minutes, in files that come after them."""
+    yield
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Long files first."""
     places = {f"test_{name}.py": place for place, name in enumerate(LONGEST)}
