@@ -322,8 +322,10 @@ def _answer(name: str, rank: int, ref: "ObjectRef[T]", what: str, deadline: Coun
         kind = DataLost if isinstance(error.cause, _GONE) else GroupError
         raise kind(f"{name}[{rank}].{what}: {_cause(error)}{where}") from error
     except RayActorError as error:
-        cause = f"the process died ({first_line(str(error))})"
-        text = f"{name}[{rank}].{what}: {cause}{where}"
+        cause = first_line(str(error))
+        if error.actor_init_failed:  # nothing has happened to it: another process would do the same
+            raise GroupError(f"{name}[{rank}].{what}: the process did not start ({cause}){where}") from error
+        text = f"{name}[{rank}].{what}: the process died ({cause}){where}"
         own = error.actor_id is None or error.actor_id == ref.task_id().actor_id().hex()
         raise (RankLost(text, name, rank) if own else DataLost(text)) from error
     except GetTimeoutError as error:

@@ -51,21 +51,32 @@ LONGEST = (
     "cluster_jobs",
     "grpo_run",
     "rlhf_run",
+    "engine_families",
+    "attempts_run",
+    "overlap_run",
     "sync",
     "encoder_run",
-    "overlap_run",
-    "attempts_run",
     "learners_run",
-    "small_disk_run",
     "holder_run",
+    "overlap_gradients_run",
+    "run",
+    "overlap_reads_run",
+    "export_engines",
+    "holder",
+    "rope",
+    "rope_run",
+    "resharded_run",
+    "small_disk_run",
     "own_task",
     "encoder_update",
     "invariance",
+    "updates",
+    "family_updates",
     "reward_pool",
     "roster",
     "zero3_memory",
 )
-"""Files of a minute and more, which start first: of two processes, whichever is done early takes the short ones."""
+"""Files of half a minute and more, which start first: of two processes, the one done early takes the short ones."""
 ROOT = Path(__file__).resolve().parent.parent
 LETTERS = "abcdefgh"
 DEADLINE_S = 240

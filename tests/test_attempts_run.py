@@ -15,16 +15,15 @@ from tests.conftest import LETTERS, Job
 from tests.outside import process_name
 
 Start = Callable[..., Job]
-STEPS = 130
+STEPS = 90
 FAULTS = (
     ("policy", signal.SIGKILL, "died"),
-    ("driver", signal.SIGSTOP, "froze"),
-    ("raylet", signal.SIGKILL, "died"),
-    ("driver", signal.SIGKILL, "died"),
     ("raylet", signal.SIGSTOP, "froze"),
+    ("driver", signal.SIGKILL, "died"),
 )
+"""Others, and the same in other ways, are in tests/chaos."""
 CONFIG: dict[str, Any] = {
-    "algorithm": {"name": "sft", "steps": STEPS, "samples_per_update": 128, "eval_every": 100},
+    "algorithm": {"name": "sft", "steps": STEPS, "samples_per_update": 128, "eval_every": 60},
     "model": {"init": {"hidden_size": 96, "layers": 4, "heads": 2, "alphabet": LETTERS, "max_positions": 64}},
     "policy": {"optimizer": {"lr": 3e-3}, "ranks": 2},
     "checkpoint": {"every": 4},
@@ -110,7 +109,6 @@ def test_it_says_what_has_happened(disturbed: Job) -> None:
     )
     assert re.search(r"warning: policy\[\d\]\.\w+: the process died", text)
     assert "warning: the driver was killed by signal 9; " in text
-    assert "warning: the driver was stopped for " in text
     assert text.count(f"done: all {STEPS} steps") == 1 and "run failed" not in text and "Traceback" not in text
 
 

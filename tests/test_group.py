@@ -4,11 +4,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ray.exceptions import GetTimeoutError, ObjectLostError, RayError
+from ray.exceptions import ActorDiedError, GetTimeoutError, ObjectLostError, RayError, RayTaskError
 from ray.util.placement_group import PlacementGroup
 
 from actors import group as module
 from actors.group import CONTROL, ActorGroup, GroupError, Slot
+from actors.group_errors import RankLost
 from actors.pulse import ProcessId, Pulse
 
 
@@ -199,6 +200,21 @@ def test_an_answer_that_is_lost_is_an_error_of_its_rank(ray: FakeRay) -> None:
         with pytest.raises(GroupError, match=r"^policy\[0\]\.work: ObjectLostError: ") as caught:
             wait(called(group), "work")
         assert caught.value.__cause__ is ray.fails
+
+
+def test_a_process_that_does_not_start_is_not_lost(ray: FakeRay) -> None:
+    """What its first call raises, the next process would raise, too: an attempt more is of no use."""
+    group = started()
+    raised = ModuleNotFoundError("No module named 'vllm'")
+    ray.fails = ActorDiedError(
+        RayTaskError("Worker.__init__", f"ray::Worker\n{raised}", raised, "", 1, "", actor_id="")
+    )
+    with pytest.raises(GroupError, match=r"^policy\[0\]\.work: the process did not start \(.*vllm") as caught:
+        group.gather(called(group), "work")
+    assert type(caught.value) is GroupError
+    ray.fails = ActorDiedError()
+    with pytest.raises(RankLost, match=r"^policy\[0\]\.work: the process died \("):
+        group.gather(called(group), "work")
 
 
 def test_a_deadline_of_0_is_one(ray: FakeRay) -> None:
