@@ -69,7 +69,7 @@ class Made:
         trained = {name: self.groups[name] for name in ("policy", "critic")}
         self.room = True
         saves: Any = SimpleNamespace(groups=trained, write_groups=self._write)
-        self.checkpointer: Any = SimpleNamespace(kept=None)
+        self.checkpointer: Any = SimpleNamespace(kept=None, in_flight=False, finish=lambda _: None)
         starts: Any = {name: lambda group: [group.name] for name in names}
         self.events = Events(directory)
         now: Any = SimpleNamespace(events=self.events, lost=LostTime())
