@@ -13,16 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from actors.config import ModelConfig, OptimizerConfig, TrainerConfig, UserError
-from actors.episodes import Sequence
+from actors.config import UserError
 from actors.files import own_files, parts
 from actors.files.full_disk import DiskFull, storage_failure
 from actors.files.parts import Entry, write_arrays
-from actors.group import ActorGroup, GroupError
-from actors.train.policy import PolicyWorker
-from actors.train.worker import Totals
+from actors.group import GroupError
 from algorithms.loop import Best
-from algorithms.offline.sft import sft_loss
 from launch.config import validate
 from launch.run import checkpointer
 from launch.run.checkpoint import Checkpoints, Written
@@ -31,7 +27,6 @@ from launch.run.ending import Ending
 from launch.run.run import _prepare
 from launch.run.saves import Saves
 from launch.tracking.events import Events, read_events
-from tests.trainees import INIT, Trainee, started_trainees
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -214,7 +209,9 @@ def test_the_age_counts_from_the_last_whole_one(beside: bool, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("why", ["last step", "told to stop"])
-def test_what_nothing_comes_after_must_be_written(why: str, beside: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_nothing_comes_after_must_be_written(
+    why: str, beside: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = Run(tmp_path, beside=beside)
     run.store.error = DiskFull("run.output: must be on a disk with room: /a did not fit")
     if why == "told to stop":
@@ -355,60 +352,3 @@ def test_a_rank_writes_its_log_as_before(tmp_path: Path) -> None:
     environment = os.environ | {"TANDEM_LOG": str(tmp_path / "log")}
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, timeout=120, check=True)
     assert (tmp_path / "log").read_text() == "one ä\ntwo\nthree\nfour \\udcff\n"
-
-
-# Real ranks
-
-
-@pytest.fixture(scope="module")
-def group(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ActorGroup[Trainee]]:
-    """Two ranks."""
-    with started_trainees(tmp_path_factory.mktemp("trainees")) as started:
-        yield started.groups[2]
-
-
-def start(group: ActorGroup[Trainee], stage: int) -> None:
-    address, port = group.gather([group.submit(0, Trainee.address)], "address")[0]
-    settings = TrainerConfig(
-        zero_stage=stage, optimizer=OptimizerConfig(lr=2e-3), ema_decay=0.7, timeout_s=60,
-        deepspeed={"zero_optimization": {"reduce_bucket_size": 1_000_000}} if stage else {},
-    )  # fmt: skip
-    model = ModelConfig.model_validate({"init": INIT, "lora": {"rank": 3, "dropout": 0.1}})
-    group.call(Trainee.restart, PolicyWorker, address, port, model, settings, share_prompts=False, updates=9)
-
-
-def learn(group: ActorGroup[Trainee]) -> list[float]:
-    generator = np.random.default_rng(3)
-    given = [Sequence(token_ids=generator.integers(3, 90, size=9), action_mask=np.arange(9) > 1) for _ in range(4)]
-    totals = Totals(tokens=28, sequences=4, trained_tokens=28)
-    plans = [([given[rank::2]], totals, sft_loss) for rank in range(2)]
-    return [group.scatter(Trainee.learn, plans)[0]["loss"] for _ in range(2)]
-
-
-@pytest.mark.parametrize(("stage", "rank"), [(0, 0), (2, 1), (3, 0)])
-def test_one_rank_on_a_full_disk_leaves_no_other_one_waiting(
-    stage: int, rank: int, group: ActorGroup[Trainee], tmp_path: Path
-) -> None:
-    """Both train on, bit for bit as without the try, and the next checkpoint has what an undisturbed one has."""
-    start(group, stage)
-    undisturbed: Any = [learn(group), group.call(Trainee.save, tmp_path / "whole") and learn(group)]
-    state = group.call(Trainee.weights)[0]
-    start(group, stage)
-    found = [learn(group)]
-    group.gather([group.submit(rank, Trainee.fill_disk, full=True)], "fill_disk", ranks=[rank])
-    with pytest.raises(GroupError) as caught:
-        group.call(Trainee.save, tmp_path / "failed")
-    why = str(storage_failure(caught.value))
-    assert "did not fit" in why and "\n" not in why, why
-    # Each has ended: what it would write still is nobody's.
-    shutil.rmtree(tmp_path / "failed")
-    group.gather([group.submit(rank, Trainee.fill_disk, full=False)], "fill_disk", ranks=[rank])
-    group.call(Trainee.save, tmp_path / "again")
-    assert not (tmp_path / "failed").exists()
-    found.append(learn(group))
-    assert found == undisturbed
-    for name, value in group.call(Trainee.weights)[0].items():
-        assert np.array_equal(value, state[name]), name
-    names = {str(path.relative_to(tmp_path / "whole")) for path in (tmp_path / "whole").rglob("*")}
-    assert names == {str(path.relative_to(tmp_path / "again")) for path in (tmp_path / "again").rglob("*")}
-    assert "latest" in names and (tmp_path / "again/latest").read_text() == "state"

@@ -16,14 +16,14 @@ class CheckpointFiles(Protocol):
 
     hashes: dict[Path, str]
     failed: OSError | None
-    captured: "Captured | None"
+    captured: "CapturedFiles | None"
 
     def save(self, state_dict: object, path: str) -> None: ...
     def makedirs(self, path: str, exist_ok: bool = False) -> None: ...
     def put_off(self, write: Callable[..., object]) -> Callable[..., object]: ...
 
 
-class Captured:
+class CapturedFiles:
     """What a rank would have written of a checkpoint, in memory, until it does so."""
 
     def __init__(self) -> None:
@@ -68,7 +68,7 @@ def checkpoint_files(base: type, frozen: set[str], types: Sequence[type]) -> Che
             super().__init__()
             self.hashes: dict[Path, str] = {}
             self.failed: OSError | None = None
-            self.captured: Captured | None = None
+            self.captured: CapturedFiles | None = None
 
         def put_off(self, write: Callable[..., object]) -> Callable[..., object]:
             def written(*args: object, **kwargs: object) -> None:

@@ -23,7 +23,7 @@ from torch.distributed.distributed_c10d import Store
 from actors.config import Dtype, GroupConfig, TrainerConfig
 from actors.files import stored
 from actors.models.precision import TORCH_DTYPES
-from actors.train.checkpoint_files import Captured, CheckpointFiles, checkpoint_files, is_or_within
+from actors.train.checkpoint_files import CapturedFiles, CheckpointFiles, checkpoint_files, is_or_within
 from actors.train.masters import masters, set_masters
 from actors.train.optimizer import new_optimizer, trained_groups, whole_shape
 from actors.train.schedule import rate_schedule, set_rate
@@ -221,10 +221,10 @@ class TrainingEngine:
             _write_tag(directory)
         return {str(path.relative_to(directory)): sha256 for path, sha256 in files.hashes.items()}
 
-    def capture(self, directory: Path, further: Mapping[str, object] | None = None) -> Captured:
+    def capture(self, directory: Path, further: Mapping[str, object] | None = None) -> CapturedFiles:
         """What `save` would write, in memory, to be written later: nothing that is trained meanwhile changes it;
         collective. The files are, byte by byte, those of `save`."""
-        captured = self.files.captured = Captured()
+        captured = self.files.captured = CapturedFiles()
         try:
             self._save(directory, further)
         finally:

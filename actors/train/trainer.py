@@ -21,7 +21,7 @@ from actors.files.full_disk import told_when_full
 from actors.files.own_files import StoredFile
 from actors.models.packed import PackedBatch, Read
 from actors.pulse import beside
-from actors.train.checkpoint_files import Captured
+from actors.train.checkpoint_files import CapturedFiles
 from actors.train.engine import TrainingEngine, gathered, load_library
 from actors.train.exporting import ExportingWorker
 from actors.train.sharding import Sharding, sharding
@@ -62,7 +62,7 @@ class TrainedWorker(ExportingWorker):
     """max_model_len of the engines that sample from the model, in tokens; None where no engine does."""
     balance: "Balance | None" = None
     """The load-balancing loss of the model, if it is a mixture of experts that has one."""
-    _captured: Captured | None = None
+    _captured: CapturedFiles | None = None
     """What is still to be written of a checkpoint."""
     begun: Sums | None = None
     """What `accumulate` has added to an update that is not made yet."""

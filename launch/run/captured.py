@@ -16,7 +16,7 @@ from actors.files.parts import Entry, captured_arrays, write_captured
 from actors.group import ActorGroup
 from actors.group_errors import RankLost
 from launch.run.checkpoint import Written
-from launch.run.saves import Saves, files_below, files_of
+from launch.run.saves import Saves, files_below, files_of_ranks
 
 if TYPE_CHECKING:
     pass
@@ -74,7 +74,7 @@ class Captured:
             write = TrainedWorker.write_captured
             begun.append((name, group, [group.submit(rank, write, directory / name) for rank in range(len(group))]))
         try:
-            return [file for name, group, refs in begun for file in files_of(name, group.gather(refs, "write"))]
+            return [file for name, group, refs in begun for file in files_of_ranks(name, group.gather(refs, "write"))]
         except Exception:
             for _, group, refs in begun:
                 group.wait(refs)

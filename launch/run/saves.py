@@ -64,7 +64,7 @@ class Saves:
         return [
             file
             for name, group in self.groups.items()
-            for file in files_of(name, group.call(TrainedWorker.save, directory / name))
+            for file in files_of_ranks(name, group.call(TrainedWorker.save, directory / name))
         ]
 
     def difference(self, kept: Iterable[str]) -> str | None:
@@ -261,7 +261,7 @@ def load_best(config: RunConfig, trained: "Mapping[str, ActorGroup[TrainedWorker
     return int(directory.name.removeprefix("step-"))
 
 
-def files_of(name: str, ranks: Iterable[Iterable[StoredFile]]) -> list[StoredFile]:
+def files_of_ranks(name: str, ranks: Iterable[Iterable[StoredFile]]) -> list[StoredFile]:
     """What the ranks of a group have written, by their names in the checkpoint."""
     return [(f"{name}/{file}", size, sha256) for rank in ranks for file, size, sha256 in rank]
 
