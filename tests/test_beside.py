@@ -70,7 +70,7 @@ class Counting:
 class FakeGroup:
     """One rank, that has an error for each call to write."""
 
-    version = 0
+    version, timeout_s = 0, 60
 
     def __init__(self) -> None:
         self.error: GroupError | None = None
@@ -86,7 +86,8 @@ class FakeGroup:
     def submit(self, rank: int, method: Callable[..., object], directory: Path) -> Path:
         return directory
 
-    def gather(self, refs: list[Path], what: str) -> list[list[Any]]:
+    def gather(self, refs: list[Path], what: str, timeout_s: float) -> list[list[Any]]:
+        assert (what, timeout_s) == ("write", 3600), "of checkpoint.max_age_s"
         self.version += self.replaced
         if self.error:
             raise self.error

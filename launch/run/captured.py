@@ -32,9 +32,11 @@ class Captured:
     entries: dict[str, Entry]
     arrays: dict[Path, bytes]
     """Of the driver's parts, by their files."""
+    within_s: float
+    """For ranks to write it, or longer where their group has more time for a call."""
 
     @classmethod
-    def of(cls, saves: Saves, directory: Path) -> "Captured":
+    def of(cls, saves: Saves, directory: Path, within_s: float) -> "Captured":
         """Let all parts copy what they would write into this directory, which is absolute, and is not touched yet;
         raises GroupError."""
         from actors.train.trainer import TrainedWorker
@@ -47,7 +49,7 @@ class Captured:
             for name, part in saves.parts.items():
                 # As in `Saves.write`, ranks and driver are between steps. A copy, as what the entry refers to goes on.
                 entries[name] = deepcopy(part.save(directory / name))
-        return cls(saves, versions, entries, arrays)
+        return cls(saves, versions, entries, arrays, within_s)
 
     def write(self, directory: Path) -> Written:
         """Let all parts write what they have copied, into the directory that it was captured for; on any thread.
@@ -74,7 +76,11 @@ class Captured:
             write = TrainedWorker.write_captured
             begun.append((name, group, [group.submit(rank, write, directory / name) for rank in range(len(group))]))
         try:
-            return [file for name, group, refs in begun for file in files_of_ranks(name, group.gather(refs, "write"))]
+            files: list[StoredFile] = []
+            for name, group, refs in begun:
+                # Storage that is slow is waited for as long as the one before is good enough.
+                files += files_of_ranks(name, group.gather(refs, "write", max(self.within_s, group.timeout_s)))
+            return files
         except Exception:
             for _, group, refs in begun:
                 group.wait(refs)

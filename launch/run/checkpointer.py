@@ -135,7 +135,7 @@ class RunCheckpointer:
             self._checkpoints.write(step, self._saves.write)
             self._begun = step, best
             return
-        captured = Captured.of(self._saves, self._checkpoints.partial(step))
+        captured = Captured.of(self._saves, self._checkpoints.partial(step), self._max_age_s)
         # Also where a failure would be the last one.
         waited_for = self._must or best or (self._failures > 0 and self._too_old)
         self._writing = Writing(

@@ -27,12 +27,12 @@ class Writing:
         self.step = step
         self.waited_for = failed is None
         """Whether somebody waits for it, who is told of errors."""
-        self._write, self._put_in_place, self._failed = write, put_in_place, failed
         self._error: BaseException | None = None
         self._written, self._decided, self._over = Event(), Event(), Event()
         self._counts = False
-        # A daemon: what hangs in storage must not keep the process from ending.
-        Thread(target=self._run, name=f"checkpoint of step {step}", daemon=True).start()
+        # A daemon: what hangs in storage must not keep the process from ending. Only the thread refers to what it
+        # writes, which goes with it.
+        Thread(target=self._run, args=(write, put_in_place, failed), name="checkpoint", daemon=True).start()
 
     @property
     def is_over(self) -> bool:
@@ -64,17 +64,22 @@ class Writing:
         """Wait until it is over, whatever has become of it, for so many seconds (default: for ever)."""
         self._over.wait(within_s)
 
-    def _run(self) -> None:
+    def _run(
+        self,
+        write: Callable[[], object],
+        put_in_place: Callable[[], object],
+        failed: Callable[[BaseException], None] | None,
+    ) -> None:
         try:
-            self._write()
+            write()
             self._written.set()
             self._decided.wait()
             if self._counts:
-                self._put_in_place()
+                put_in_place()
         except BaseException as error:  # whatever it is: who waits raises it, or `failed` hears of it
             self._error = error
-            if self._failed:
-                self._failed(error)
+            if failed:
+                failed(error)
         finally:
             self._written.set()
             self._over.set()
