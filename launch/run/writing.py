@@ -41,7 +41,7 @@ class Writing:
 
     def let_count(self) -> None:
         """Put it in place as soon as it is written."""
-        self._counts = self._counts or not self._decided.is_set()
+        self._counts = True
         self._decided.set()
 
     def give_up(self) -> None:
