@@ -19,7 +19,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.failure import first_sentence
 from actors.group_errors import DataLost, GroupError, RankLate, RankLost
-from actors.pulse import Pulse
+from actors.pulse import Pulse, is_beside
 
 W = TypeVar("W")
 T = TypeVar("T")
@@ -78,8 +78,8 @@ none arrives while it computes. No method may therefore need the main thread, as
 whose functions set timers by signals, have no such group. What torch keeps per thread is the same on both: the number
 of OpenMP threads is in the environment, and the CUDA device is the only one that the process sees.
 """
-_CONTROL_CALLS = 2
-"""So many at one time: a pulse is answered beside another call."""
+_CONTROL_CALLS = 3
+"""So many at one time: a pulse is answered beside a method that is `beside` the others, and beside another pulse."""
 _PULSE = "pulse"
 _GONE = ObjectLostError, RayActorError
 """Why Ray does not give what a reference stands for: it was lost with a node, or with the process it was of."""
@@ -177,10 +177,14 @@ class ActorGroup(Generic[W]):
     def submit(
         self, rank: int, method: Callable[..., object], *args: object, num_returns: int = 1, **kwargs: Any
     ) -> Any:
-        """Call a method on one rank and return its object reference(s) at once."""
+        """Call a method on one rank and return its object reference(s) at once; one that is `beside` the others does
+        not wait for them."""
         self._fresh.discard(rank)
         bound = getattr(self.handles[rank], method.__name__)
-        return (bound.options(num_returns=num_returns) if num_returns != 1 else bound).remote(*args, **kwargs)
+        options: dict[str, Any] = {"num_returns": num_returns} if num_returns != 1 else {}
+        if is_beside(method):
+            options["concurrency_group"] = CONTROL
+        return (bound.options(**options) if options else bound).remote(*args, **kwargs)
 
     @staticmethod
     def ask_pulse(handle: ActorHandle) -> "ObjectRef[Pulse]":
@@ -239,6 +243,10 @@ class ActorGroup(Generic[W]):
         done, _ = ray.wait(list(refs), num_returns=len(refs), timeout=0)
         for ref in done:
             self.answer(refs.index(ref), ref, what)
+
+    def wait(self, refs: Sequence[ObjectRef]) -> None:
+        """Wait until all calls have answered or failed, within the deadline; raises nothing."""
+        ray.wait(list(refs), num_returns=len(refs), timeout=self.timeout_s, fetch_local=False)
 
     def ended(self, refs: Sequence[ObjectRef]) -> set[ObjectRef]:
         """Those calls that have answered or failed; does not wait."""

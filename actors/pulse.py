@@ -100,6 +100,17 @@ class Work:
         return Pulse(method=method, seconds=time.monotonic() - began, done=self._done)
 
 
+def beside(method: Callable[P, T]) -> Callable[P, T]:
+    """A method that runs while others do, on a thread of its own: its pulse tells of the others, not of this one."""
+    method.beside = True  # pyright: ignore[reportFunctionMemberAccess]
+    return method
+
+
+def is_beside(method: object) -> bool:
+    """Whether a method runs while others do."""
+    return getattr(method, "beside", False)
+
+
 class Watched:
     """A worker of whose public methods its pulse tells."""
 
@@ -110,7 +121,7 @@ class Watched:
         super().__init_subclass__(**options)
         # Of the class itself only: what it inherits was noted where it was defined, and would be noted twice.
         for name, method in list(vars(cls).items()):  # a copy: setattr changes it
-            if isfunction(method) and not name.startswith("_"):
+            if isfunction(method) and not name.startswith("_") and not is_beside(method):
                 setattr(cls, name, _noted(method))
 
     def pulse(self) -> Pulse:

@@ -32,16 +32,21 @@ class Checkpointer(Protocol):
     """What a run needs to go on later."""
 
     def save(self, step: int, last: bool, best: bool = False) -> None:
-        """Write all parts of the run after this step, when it is time, and when it is the best so far."""
+        """Copy all parts of the run after this step, when it is time, and when it is the best so far; they are written
+        beside the next steps."""
         ...
 
     def keep(self) -> None:
-        """From here on, a run that is killed goes on from what `save` has written. The step is reported before, so that
-        its metrics are never missing."""
+        """From here on, a run that is killed may go on from what `save` has copied, once it is written. The step is
+        reported before, so that its metrics are never missing."""
         ...
 
     def end_if_asked(self) -> None:
         """Raise what ends the run, when it should make no further step; `keep` has kept this one."""
+        ...
+
+    def finish(self, within_s: float | None = None) -> None:
+        """Wait, for so many seconds at most, until what was copied is written, or given up."""
         ...
 
 

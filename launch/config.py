@@ -39,6 +39,9 @@ class CheckpointConfig(Config):
 
     every: Steps | None = None
     """Steps between checkpoints (default: only at the end)."""
+    beside: bool = True
+    """Write checkpoints beside training: a step waits only until its state is copied, for which hosts need as much
+    memory as a checkpoint has bytes. false: training waits until it is written, without a copy."""
     keep: Steps = 2
     """Checkpoints kept, the latest and those before it, each with all that resuming takes, and beside them the best one
     of `algorithm.best_by`; older ones are removed. `tandem export RUN --step N` makes a model of any that is kept."""

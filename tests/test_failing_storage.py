@@ -13,15 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from actors.config import ModelConfig, OptimizerConfig, TrainerConfig, UserError
-from actors.episodes import Sequence
+from actors.config import UserError
+from actors.files import own_files, parts
 from actors.files.full_disk import DiskFull, storage_failure
 from actors.files.parts import Entry, write_arrays
-from actors.group import ActorGroup, GroupError
-from actors.train.policy import PolicyWorker
-from actors.train.worker import Totals
+from actors.group import GroupError
 from algorithms.loop import Best
-from algorithms.offline.sft import sft_loss
 from launch.config import validate
 from launch.run import checkpointer
 from launch.run.checkpoint import Checkpoints, Written
@@ -30,7 +27,6 @@ from launch.run.ending import Ending
 from launch.run.run import _prepare
 from launch.run.saves import Saves
 from launch.tracking.events import Events, read_events
-from tests.trainees import INIT, Trainee, started_trainees
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -51,16 +47,25 @@ def job(output: Path, **checkpoint: Any) -> Any:
 class Store:
     """A part whose storage takes what it is given, or fails with an error."""
 
+    of_now: "Store"
+
     def __init__(self) -> None:
         self.error: BaseException | None = None
-        self.saved = 0
+        self.tried = 0
+        Store.of_now = self
 
     def save(self, directory: Path) -> Entry:
         write_arrays({"a": np.ones(9)}, directory / "a")
-        self.saved += 1
-        if self.error:
-            raise self.error
         return {}
+
+    def create(self, path: Path) -> int:
+        """As `actors.files.own_files.create`, of the file of arrays."""
+        self.tried += 1
+        descriptor = own_files.create(path)
+        if self.error:
+            os.close(descriptor)
+            raise self.error
+        return descriptor
 
     def load(self, directory: Path, entry: Entry) -> None:
         raise AssertionError("nothing is loaded here")
@@ -87,14 +92,15 @@ class Run:
         self.saver.save(step, last, improved)
         self.saver.keep()
         self.saver.end_if_asked()
+        self.saver.finish()  # before the next step ends, as where storage is quick
 
     def fails_in(self, steps: range) -> list[int]:
         """The steps after which a checkpoint was tried."""
         tried = []
         for step in steps:
-            before = self.store.saved
+            before = self.store.tried
             self.step(step)
-            tried += [step] * (self.store.saved > before)
+            tried += [step] * (self.store.tried > before)
         return tried
 
     @property
@@ -108,10 +114,16 @@ class Run:
 
 @pytest.fixture(autouse=True)
 def _no_node_leaves() -> Iterator[None]:
-    """Without a Ray that could be asked."""
+    """Without a Ray that could be asked; files go where `Store` says."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpointer, "reason_to_end", lambda _: None)
+        patch.setattr(parts, "create", lambda path: Store.of_now.create(path))
         yield
+
+
+@pytest.fixture(params=[True, False], ids=["beside", "on the training path"])
+def beside(request: pytest.FixtureRequest) -> bool:
+    return request.param
 
 
 def of_a_rank(error: BaseException) -> GroupError:
@@ -133,8 +145,8 @@ FAILING |= {
 
 
 @pytest.mark.parametrize("name", FAILING)
-def test_the_run_goes_on_says_so_and_tries_again(name: str, tmp_path: Path) -> None:
-    run = Run(tmp_path, every=5)
+def test_the_run_goes_on_says_so_and_tries_again(name: str, beside: bool, tmp_path: Path) -> None:
+    run = Run(tmp_path, beside=beside, every=5)
     run.step(5)
     run.store.error = FAILING[name]
     run.step(10)
@@ -150,12 +162,13 @@ def test_the_run_goes_on_says_so_and_tries_again(name: str, tmp_path: Path) -> N
     assert found is not None and found.step == 11
     assert [(who, event) for who, event, _ in run.faults()] == [("disk", "noticed"), ("disk", "recovered")]
     assert run.faults()[1][2] == "written"
-    assert run.told == ["disk is back after 0.0 s"] and len(run.warnings) == 1
+    (over,) = run.told
+    assert over.startswith("disk is back after 0.") and len(run.warnings) == 1
 
 
-def test_it_is_tried_again_ever_more_rarely_and_when_it_is_time(tmp_path: Path) -> None:
+def test_it_is_tried_again_ever_more_rarely_and_when_it_is_time(beside: bool, tmp_path: Path) -> None:
     """And the next time that storage fails is another fault."""
-    run = Run(tmp_path, every=10)
+    run = Run(tmp_path, beside=beside, every=10)
     run.store.error = FAILING["Input/output error"]
     assert run.fails_in(range(1, 36)) == [10, 11, 13, 17, 20, 30]
     run.store.error = None
@@ -166,9 +179,9 @@ def test_it_is_tried_again_ever_more_rarely_and_when_it_is_time(tmp_path: Path) 
     assert len(run.warnings) == 8
 
 
-def test_a_run_without_a_whole_checkpoint_for_too_long_ends(tmp_path: Path) -> None:
+def test_a_run_without_a_whole_checkpoint_for_too_long_ends(beside: bool, tmp_path: Path) -> None:
     """With the error itself; counted from the last whole one, and tried as soon as it is too old."""
-    run = Run(tmp_path, every=100, max_age_s=50)
+    run = Run(tmp_path, beside=beside, every=100, max_age_s=50)
     run.store.error = of_a_rank(FAILING["Read-only file system"])
     run.seconds = 40
     run.step(100)
@@ -182,8 +195,8 @@ def test_a_run_without_a_whole_checkpoint_for_too_long_ends(tmp_path: Path) -> N
     assert run.faults()[-1] == ("disk", "given up", "Read-only file system: /a")
 
 
-def test_the_age_counts_from_the_last_whole_one(tmp_path: Path) -> None:
-    run = Run(tmp_path, every=1, max_age_s=50)
+def test_the_age_counts_from_the_last_whole_one(beside: bool, tmp_path: Path) -> None:
+    run = Run(tmp_path, beside=beside, every=1, max_age_s=50)
     for step in (1, 2, 3):
         run.seconds += 40
         run.step(step)
@@ -196,8 +209,10 @@ def test_the_age_counts_from_the_last_whole_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("why", ["last step", "told to stop"])
-def test_what_nothing_comes_after_must_be_written(why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = Run(tmp_path)
+def test_what_nothing_comes_after_must_be_written(
+    why: str, beside: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(tmp_path, beside=beside)
     run.store.error = DiskFull("run.output: must be on a disk with room: /a did not fit")
     if why == "told to stop":
         monkeypatch.setattr(checkpointer, "reason_to_end", lambda _: Ending("stopped", 130))
@@ -206,13 +221,15 @@ def test_what_nothing_comes_after_must_be_written(why: str, tmp_path: Path, monk
     assert run.kept == [] and not run.warnings
 
 
-def test_what_is_no_failure_of_storage_ends_the_run_at_once(tmp_path: Path) -> None:
-    """Other errors, another driver, and a directory that is gone."""
-    run = Run(tmp_path, every=1)
+def test_what_is_no_failure_of_storage_ends_the_run_at_once(beside: bool, tmp_path: Path) -> None:
+    """Other errors, another driver, and a directory that is gone: as the step ends, or beside training the next one."""
+    run = Run(tmp_path, beside=beside, every=1)
     for error in (ValueError("a bug"), UserError("a mistake"), OSError(errno.ENOTDIR, "no directory"), GroupError("?")):
         run.store.error = error
         with pytest.raises(type(error)):
             run.step(1)
+            run.store.error = None
+            run.step(2)  # whose thread has nothing more to say
     run.store.error = None
     (run.config.directory / "logs/driver.id").write_text("another")
     with pytest.raises(UserError, match="another driver has taken over"):
@@ -254,9 +271,9 @@ def test_a_checkpoint_that_cannot_be_put_in_place_is_tried_again(
     assert "step-3" in run.kept and (run.config.directory / "checkpoints/latest").read_text() == "step-3"
 
 
-def test_the_best_value_is_that_of_a_checkpoint(tmp_path: Path) -> None:
+def test_the_best_value_is_that_of_a_checkpoint(beside: bool, tmp_path: Path) -> None:
     """One that was better and not written must not keep those from being the best that are worse."""
-    run = Run(tmp_path)
+    run = Run(tmp_path, beside=beside)
     run.store.error = FAILING["Input/output error"]
     run.step(1, best=1.0)
     assert run.best.value is None
@@ -335,60 +352,3 @@ def test_a_rank_writes_its_log_as_before(tmp_path: Path) -> None:
     environment = os.environ | {"TANDEM_LOG": str(tmp_path / "log")}
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, timeout=120, check=True)
     assert (tmp_path / "log").read_text() == "one ä\ntwo\nthree\nfour \\udcff\n"
-
-
-# Real ranks
-
-
-@pytest.fixture(scope="module")
-def group(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ActorGroup[Trainee]]:
-    """Two ranks."""
-    with started_trainees(tmp_path_factory.mktemp("trainees")) as started:
-        yield started.groups[2]
-
-
-def start(group: ActorGroup[Trainee], stage: int) -> None:
-    address, port = group.gather([group.submit(0, Trainee.address)], "address")[0]
-    settings = TrainerConfig(
-        zero_stage=stage, optimizer=OptimizerConfig(lr=2e-3), ema_decay=0.7, timeout_s=60,
-        deepspeed={"zero_optimization": {"reduce_bucket_size": 1_000_000}} if stage else {},
-    )  # fmt: skip
-    model = ModelConfig.model_validate({"init": INIT, "lora": {"rank": 3, "dropout": 0.1}})
-    group.call(Trainee.restart, PolicyWorker, address, port, model, settings, share_prompts=False, updates=9)
-
-
-def learn(group: ActorGroup[Trainee]) -> list[float]:
-    generator = np.random.default_rng(3)
-    given = [Sequence(token_ids=generator.integers(3, 90, size=9), action_mask=np.arange(9) > 1) for _ in range(4)]
-    totals = Totals(tokens=28, sequences=4, trained_tokens=28)
-    plans = [([given[rank::2]], totals, sft_loss) for rank in range(2)]
-    return [group.scatter(Trainee.learn, plans)[0]["loss"] for _ in range(2)]
-
-
-@pytest.mark.parametrize(("stage", "rank"), [(0, 0), (2, 1), (3, 0)])
-def test_one_rank_on_a_full_disk_leaves_no_other_one_waiting(
-    stage: int, rank: int, group: ActorGroup[Trainee], tmp_path: Path
-) -> None:
-    """Both train on, bit for bit as without the try, and the next checkpoint has what an undisturbed one has."""
-    start(group, stage)
-    undisturbed: Any = [learn(group), group.call(Trainee.save, tmp_path / "whole") and learn(group)]
-    state = group.call(Trainee.weights)[0]
-    start(group, stage)
-    found = [learn(group)]
-    group.gather([group.submit(rank, Trainee.fill_disk, full=True)], "fill_disk", ranks=[rank])
-    with pytest.raises(GroupError) as caught:
-        group.call(Trainee.save, tmp_path / "failed")
-    why = str(storage_failure(caught.value))
-    assert "did not fit" in why and "\n" not in why, why
-    # Each has ended: what it would write still is nobody's.
-    shutil.rmtree(tmp_path / "failed")
-    group.gather([group.submit(rank, Trainee.fill_disk, full=False)], "fill_disk", ranks=[rank])
-    group.call(Trainee.save, tmp_path / "again")
-    assert not (tmp_path / "failed").exists()
-    found.append(learn(group))
-    assert found == undisturbed
-    for name, value in group.call(Trainee.weights)[0].items():
-        assert np.array_equal(value, state[name]), name
-    names = {str(path.relative_to(tmp_path / "whole")) for path in (tmp_path / "whole").rglob("*")}
-    assert names == {str(path.relative_to(tmp_path / "again")) for path in (tmp_path / "again").rglob("*")}
-    assert "latest" in names and (tmp_path / "again/latest").read_text() == "state"

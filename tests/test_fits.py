@@ -9,12 +9,12 @@ from actors.config import UserError
 from launch.checks import check
 from launch.checks.capacity import check_nodes, check_resources, gpu_settings, machine_line
 from launch.checks.findings import Findings
-from launch.checks.fits import check_bucket, check_disk, check_memory, check_room
+from launch.checks.fits import check_bucket, check_disk, check_memory, check_room, copied_bytes
 from launch.checks.known_sizes import memory_of
 from launch.config import RunConfig, validate
 from launch.settings.file import parse
 from launch.sizes import machine
-from launch.sizes.estimate import GIB, DecoderShape, parameter_count
+from launch.sizes.estimate import GIB, DecoderShape, Memory, parameter_count
 from launch.sizes.machine import Machine, memory_here
 
 SHAPE = DecoderShape(
@@ -71,6 +71,19 @@ def test_a_model_that_no_memory_holds_is_refused_with_its_largest_part() -> None
     assert warned(job(policy={"ranks": 4, "zero_stage": 3}), a_machine(free=None)) == []
 
 
+def test_what_is_copied_for_a_checkpoint_counts_where_it_is_written_beside_training() -> None:
+    """4.3 GiB of weights and 8.5 of moments, once without ZeRO and with it: of adapters alone nothing to speak of."""
+    sft = {"policy": Memory(weights=4 * COUNT, gradients=4 * COUNT, optimizer=8 * COUNT)}
+    assert copied_bytes(job(), sft) == copied_bytes(job(policy={"ranks": 2}), sft) == 12 * COUNT
+    divided = {"policy": Memory(weights=2 * COUNT, gradients=2 * COUNT, optimizer=4 * COUNT)}
+    assert copied_bytes(job(policy={"ranks": 2, "zero_stage": 3}), divided) == 12 * COUNT
+    offloaded = {"policy": Memory(weights=1, weights_offloaded=4 * COUNT, gradients=1, optimizer_offloaded=8 * COUNT)}
+    assert copied_bytes(job(policy={"zero_stage": 3, "offload_optimizer": True}), offloaded) == 12 * COUNT
+    assert copied_bytes(job(model={"lora": {}}), sft) == copied_bytes(job(checkpoint={"beside": False}), sft) == 0
+    (line,) = warned(job(), a_machine(free=30 * GIB), filled=0.01)
+    assert "up to 31.0 GiB" in line and line.endswith(", checkpoint.beside=false)")
+
+
 def test_what_is_not_trained_has_neither_gradients_nor_optimizer_state() -> None:
     for model in ({"lora": {}}, {"freeze": ["model.layers.*"]}):
         assert warned(job(model=model), a_machine(memory=5 * GIB, free=None)) == []
@@ -114,7 +127,8 @@ def test_the_whole_estimate_is_compared_with_what_is_free() -> None:
     assert (
         line.startswith("memory: all processes take up to ") and "18.0 GiB of this machine's 64.0 GiB are free" in line
     )
-    assert warned(job(), a_machine(free=19 * GIB), filled=0.01) == []
+    on_the_path = {"beside": False}
+    assert warned(job(checkpoint=on_the_path), a_machine(free=19 * GIB), filled=0.01) == []
 
 
 def test_an_object_store_has_its_limits() -> None:

@@ -1,5 +1,6 @@
 """Who is brought back when ranks are lost, from which state, and what is learned again; groups that are a script."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -69,7 +70,7 @@ class Made:
         trained = {name: self.groups[name] for name in ("policy", "critic")}
         self.room = True
         saves: Any = SimpleNamespace(groups=trained, write_groups=self._write)
-        self.checkpointer: Any = SimpleNamespace(kept=None)
+        self.checkpointer: Any = SimpleNamespace(kept=None, in_flight=False, finish=lambda _: None)
         starts: Any = {name: lambda group: [group.name] for name in names}
         self.events = Events(directory)
         now: Any = SimpleNamespace(events=self.events, lost=LostTime())
@@ -126,6 +127,43 @@ def test_groups_that_learn_go_back_together(tmp_path: Path, monkeypatch: pytest.
     assert made.log[-5:] == ["build reference", "prepare", "load policy step-4", "load critic step-4",
                              "again from 4 with 0.25"]  # fmt: skip
     assert made.events.open() == []
+
+
+def test_a_checkpoint_that_is_whole_later_is_gone_back_to_with_what_was_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is written beside the steps after it; one that a loss finds being written is waited for."""
+    made = Made(tmp_path, monkeypatch)
+    for step, coef in ((1, 0.1), (2, 0.2), (3, 0.3)):
+        made.kl.coef, made.checkpointer.in_flight = coef, step >= 2
+        assert made.learners.note(step, 4.0) == 0
+    assert not (tmp_path / "copies").exists(), "no copy, as a checkpoint is on its way"
+    (tmp_path / "step-2").mkdir()
+    waited: list[float] = []
+
+    def finish(within_s: float) -> None:
+        waited.append(within_s)
+        made.checkpointer.kept = 2, tmp_path / "step-2"
+
+    made.checkpointer.finish = finish
+    made.groups["reference"].dead = {0}
+    assert made.learners.mend(LOST, made.redo) and not waited, "who is frozen has no part in it"
+    made.groups["policy"].dead = {0}
+    assert made.learners.mend(LOST, made.redo)
+    assert made.log[-3:] == ["load policy step-2", "load critic step-2", "again from 2 with 0.2"] and len(waited) == 1
+    made.checkpointer.in_flight = False
+    assert [made.learners.note(step, 4.0) for step in (4, 5)] == [2, 5], "12 s since step 2"
+
+
+def test_a_copy_is_taken_beside_a_checkpoint_where_there_is_no_room_to_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the checkpoint, which is older, is not gone back to."""
+    made = Made(tmp_path, monkeypatch)
+    made.checkpointer.in_flight = True
+    assert [made.learners.note(1, 4.0), made.learners.note(2, math.inf)] == [0, 2]
+    made.checkpointer.kept = 1, tmp_path / "step-1"
+    assert made.learners.note(3, 1.0) == 2
 
 
 def test_what_is_no_loss_is_not_mended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,9 +1,11 @@
 """Real ranks that start anew as policy, critic or reward model, and synthetic data, for comparing divisions of work."""
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -129,9 +131,19 @@ class Trainee(CriticWorker, PolicyWorker):
         """From now on, this rank's disk takes nothing of a checkpoint, or all again."""
         stored.create = _on_a_full_disk if full else own_files.create
 
+    def hold_disk(self, until: Path) -> None:
+        """From now on, this rank's disk takes a file of a checkpoint as soon as there is one of this name."""
+        stored.create = partial(_on_a_slow_disk, until)
+
     def drawn(self) -> list[float]:
         """The next random numbers."""
         return torch.rand(4).tolist()
+
+
+def _on_a_slow_disk(until: Path, path: Path) -> int:
+    while not until.exists():
+        time.sleep(0.01)
+    return own_files.create(path)
 
 
 def _on_a_full_disk(path: Path) -> int:

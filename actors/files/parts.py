@@ -4,7 +4,9 @@ No torch: the driver's parts are numbers and arrays of numpy.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,6 +18,8 @@ from safetensors.numpy import load, save
 from actors.config_base import UserError
 from actors.files.full_disk import told_when_full
 from actors.files.own_files import create, stranger, stranger_by
+
+_captured: ContextVar[dict[Path, bytes] | None] = ContextVar("captured", default=None)
 
 Entry = dict[str, Any]
 """What the manifest keeps of a part: a few JSON values, for people to read too."""
@@ -29,7 +33,8 @@ class SavedPart(Protocol):
     """
 
     def save(self, directory: Path) -> Entry:
-        """Write arrays, if there are any, below `directory`, which need not exist; returns what the manifest keeps.
+        """Write arrays, if there are any, by `write_arrays` below `directory`, which need not exist; returns what the
+        manifest keeps.
 
         What grows with the data or the run is an array: a manifest is read whole by every `check`.
         """
@@ -51,12 +56,34 @@ def write_arrays(arrays: Mapping[str, NDArray[np.generic]], file: Path) -> None:
     Raises:
         UserError: the disk is full.
     """
-    with told_when_full(file):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        # Its own way to a file goes through a temporary one, whose permissions would differ from those of the shards.
-        with os.fdopen(create(file), "wb") as opened:
-            # Of an array that does not lie in a row, safetensors would write the bytes in another order.
-            opened.write(save({name: np.asarray(array, order="C") for name, array in arrays.items()}))
+    # Of an array that does not lie in a row, safetensors would write the bytes in another order.
+    content = save({name: np.asarray(array, order="C") for name, array in arrays.items()})
+    captured = _captured.get()
+    if captured is None:
+        write_captured({file: content})
+    else:
+        captured[file] = content
+
+
+@contextmanager
+def captured_arrays() -> Iterator[dict[Path, bytes]]:
+    """Within it, `write_arrays` writes nothing on this thread: what it would write is kept for `write_captured`."""
+    found: dict[Path, bytes] = {}
+    before = _captured.set(found)
+    try:
+        yield found
+    finally:
+        _captured.reset(before)
+
+
+def write_captured(files: Mapping[Path, bytes]) -> None:
+    """Write files as `write_arrays` does; raises as it does."""
+    for file, content in files.items():
+        with told_when_full(file):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            # safetensors' own way goes through a temporary file, whose permissions would differ from the shards'.
+            with os.fdopen(create(file), "wb") as opened:
+                opened.write(content)
 
 
 def read_arrays(file: Path) -> dict[str, np.ndarray]:

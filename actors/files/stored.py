@@ -8,9 +8,10 @@ import hashlib
 import os
 import pickle
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -30,11 +31,33 @@ _UNREADABLE = (OSError, ValueError, RuntimeError, EOFError, KeyError, AssertionE
 
 def write(value: object, path: Path) -> str:
     """Write with `torch.save`; returns the file's SHA-256, of which the hashing and the writing go on side by side."""
+    return _filled(path, partial(torch.save, value))
+
+
+def pickled(value: object) -> list[bytes]:
+    """What `write` would write of it, in memory, as pieces that follow each other: what becomes of its tensors later
+    changes nothing."""
+    pieces: Any = _Pieces()
+    torch.save(value, pieces)
+    return pieces.found
+
+
+def write_pickled(pieces: list[bytes], path: Path) -> str:
+    """Write what `pickled` has given; returns the file's SHA-256. The file is, byte by byte, that of `write`."""
+
+    def fill(file: Any) -> None:
+        for piece in pieces:
+            file.write(piece)
+
+    return _filled(path, fill)
+
+
+def _filled(path: Path, fill: Callable[[Any], object]) -> str:
     hashing: Any = None
     try:
         with ThreadPoolExecutor(1) as hasher, os.fdopen(create(path), "wb") as file:
             hashing = _Hashing(file, hasher)  # all of a file that torch asks for
-            torch.save(value, hashing)
+            fill(hashing)
     except (OSError, RuntimeError) as error:
         # Of a write that failed, torch says only where in its own code it noticed.
         failed = error if isinstance(error, OSError) else hashing and hashing.failed
@@ -112,6 +135,20 @@ def faults(directory: Path, hashes: Mapping[str, str | None], types: Sequence[ty
 def _names(types: Sequence[str]) -> str:
     named = ", ".join(sorted(types)[:3])
     return f"holds more than data: {named if named.isprintable() else ascii(named)}"
+
+
+class _Pieces:
+    """A file that is in memory."""
+
+    def __init__(self) -> None:
+        self.found: list[bytes] = []
+
+    def write(self, content: bytes | memoryview) -> int:
+        self.found.append(bytes(content))  # a copy: the content is torch's, and gone afterwards
+        return len(content)
+
+    def flush(self) -> None:
+        pass
 
 
 class _Hashing:

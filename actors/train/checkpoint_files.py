@@ -1,8 +1,10 @@
 """How DeepSpeed writes and reads the files of a checkpoint, as a plain class of its own would do it."""
 
+from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch.serialization import MAP_LOCATION
 
@@ -14,15 +16,43 @@ class CheckpointFiles(Protocol):
 
     hashes: dict[Path, str]
     failed: OSError | None
+    captured: "CapturedFiles | None"
 
     def save(self, state_dict: object, path: str) -> None: ...
     def makedirs(self, path: str, exist_ok: bool = False) -> None: ...
     def put_off(self, write: Callable[..., object]) -> Callable[..., object]: ...
 
 
+class CapturedFiles:
+    """What a rank would have written of a checkpoint, in memory, until it does so."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[tuple[Path | None, Callable[[], Any]]] = deque()
+
+    def add(self, act: Callable[[], object]) -> None:
+        """Something that is to be done besides files of tensors, in its turn."""
+        self._waiting.append((None, act))
+
+    def add_file(self, path: Path, pieces: list[bytes]) -> None:
+        """A file as `actors.files.stored.pickled` has made it."""
+        self._waiting.append((path, partial(stored.write_pickled, pieces, path)))
+
+    def write(self) -> dict[Path, str]:
+        """Write all of it, once, on any thread; returns the SHA-256 of files. Raises OSError."""
+        hashes = {}
+        while self._waiting:
+            path, act = self._waiting.popleft()  # what is written takes no memory any more
+            done = act()
+            if path:
+                hashes[path] = done
+        return hashes
+
+
 def checkpoint_files(base: type, frozen: set[str], types: Sequence[type]) -> CheckpointFiles:
     """How DeepSpeed writes and reads its files: without frozen parameters, which are those of the model that training
     starts from; hashed, and as data only, as its own way would run what they name.
+
+    Where there is something `captured`, it takes what would be written, and nothing is.
 
     A rank that cannot write does not say so at once, but keeps it as `failed`, and writes no more: DeepSpeed lets ranks
     wait for each other while it saves, and one that left it there would leave the others waiting.
@@ -38,10 +68,13 @@ def checkpoint_files(base: type, frozen: set[str], types: Sequence[type]) -> Che
             super().__init__()
             self.hashes: dict[Path, str] = {}
             self.failed: OSError | None = None
+            self.captured: CapturedFiles | None = None
 
         def put_off(self, write: Callable[..., object]) -> Callable[..., object]:
             def written(*args: object, **kwargs: object) -> None:
-                if self.failed is None:
+                if self.captured is not None:
+                    self.captured.add(partial(write, *args, **kwargs))
+                elif self.failed is None:
                     try:
                         write(*args, **kwargs)
                     except OSError as error:
@@ -53,14 +86,20 @@ def checkpoint_files(base: type, frozen: set[str], types: Sequence[type]) -> Che
             self.put_off(super().makedirs)(path, exist_ok=exist_ok)
 
         def save(self, state_dict: object, path: str) -> None:
-            self.put_off(self._save)(state_dict, path)
+            if self.captured is None:
+                self.put_off(self._save)(state_dict, path)
+            else:
+                self.captured.add_file(Path(path), stored.pickled(self._trained(state_dict)))
 
         def _save(self, state_dict: object, path: str) -> None:
+            self.hashes[Path(path)] = stored.write(self._trained(state_dict), Path(path))
+
+        def _trained(self, state_dict: object) -> object:
             if isinstance(state_dict, dict) and state_dict.get("module"):
                 # DeepSpeed leaves a parameter out under its first name only, and not what a quantized one consists of.
                 module = {n: each for n, each in state_dict["module"].items() if not is_or_within(n, frozen)}
                 state_dict = state_dict | {"module": module}
-            self.hashes[Path(path)] = stored.write(state_dict, Path(path))
+            return state_dict
 
         def load(self, path: str, map_location: MAP_LOCATION = None) -> object:
             return stored.read(Path(path), types, map_location)

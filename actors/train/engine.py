@@ -23,13 +23,16 @@ from torch.distributed.distributed_c10d import Store
 from actors.config import Dtype, GroupConfig, TrainerConfig
 from actors.files import stored
 from actors.models.precision import TORCH_DTYPES
-from actors.train.checkpoint_files import CheckpointFiles, checkpoint_files, is_or_within
+from actors.train.checkpoint_files import CapturedFiles, CheckpointFiles, checkpoint_files, is_or_within
 from actors.train.masters import masters, set_masters
 from actors.train.optimizer import new_optimizer, trained_groups, whole_shape
 from actors.train.schedule import rate_schedule, set_rate
 from actors.train.shards import Shards
 from actors.train.sums import gradients_divided
 from actors.train.universal import load_universal
+
+_TAG = "state"
+"""Directory of DeepSpeed's files."""
 
 
 def load_library() -> ModuleType:
@@ -208,21 +211,37 @@ class TrainingEngine:
         Raises:
             OSError: this rank could not write; no rank writes any more then, nor waits for another one.
         """
-        files, mine = self.files, dict(further or {})
+        files = self.files
         files.hashes.clear()
         files.failed = None
+        self._save(directory, further)
+        if files.failed is not None:
+            raise files.failed
+        if self.rank == 0:  # else DeepSpeed would write it while the others wait
+            _write_tag(directory)
+        return {str(path.relative_to(directory)): sha256 for path, sha256 in files.hashes.items()}
+
+    def capture(self, directory: Path, further: Mapping[str, object] | None = None) -> CapturedFiles:
+        """What `save` would write, in memory, to be written later: nothing that is trained meanwhile changes it;
+        collective. The files are, byte by byte, those of `save`."""
+        captured = self.files.captured = CapturedFiles()
+        try:
+            self._save(directory, further)
+        finally:
+            self.files.captured = None
+        if self.rank == 0:
+            captured.add(partial(_write_tag, directory))
+        return captured
+
+    def _save(self, directory: Path, further: Mapping[str, object] | None) -> None:
+        files, mine = self.files, dict(further or {})
         if self.decay and (self.rank == 0 or not self.plain):
             mine[f"average-{self.rank}.pt"] = self.averages
         files.makedirs(str(directory), exist_ok=True)
         # Before DeepSpeed's own, behind which all ranks wait for each other.
         for name, value in mine.items():
             files.save(value, str(directory / name))
-        self.engine.save_checkpoint(str(directory), tag="state", save_latest=False, exclude_frozen_parameters=True)
-        if files.failed is not None:
-            raise files.failed
-        if self.rank == 0:  # else DeepSpeed would write it while the others wait
-            (directory / "latest").write_text("state", encoding="utf-8")
-        return {str(path.relative_to(directory)): sha256 for path, sha256 in files.hashes.items()}
+        self.engine.save_checkpoint(str(directory), tag=_TAG, save_latest=False, exclude_frozen_parameters=True)
 
     def load(self, directory: Path, saved: Shards | None = None) -> tuple[float, float]:
         """Restore what `save` wrote; raises ValueError when it is not there, or of another model, UserError when it is
@@ -245,7 +264,7 @@ class TrainingEngine:
 
     def _load_own(self, directory: Path) -> float:
         """Restore what as many ranks have saved with this ZeRO stage, by DeepSpeed's own means: bit for bit."""
-        path, _ = self.engine.load_checkpoint(str(directory), tag="state", custom_load_fn=self._load_trained)
+        path, _ = self.engine.load_checkpoint(str(directory), tag=_TAG, custom_load_fn=self._load_trained)
         if path is None:
             raise ValueError(f"{directory}: holds no checkpoint of this group")
         if self.decay:
@@ -263,6 +282,10 @@ class TrainingEngine:
         if missing or result.unexpected_keys:
             lacks = f"lacks {', '.join(missing[:3])}" if missing else f"has {', '.join(result.unexpected_keys[:3])}"
             raise ValueError(f"the checkpoint is of another model: it {lacks}")
+
+
+def _write_tag(directory: Path) -> None:
+    (directory / "latest").write_text(_TAG, encoding="utf-8")
 
 
 def _without_copies(optimizer: _Stage3) -> None:

@@ -3,7 +3,9 @@
 The driver imports this module for its method names; models are imported only where a worker needs them.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -12,10 +14,14 @@ from actors.episodes import Place, Sequence, experience
 from actors.files.full_disk import told_when_full
 from actors.files.own_files import StoredFile, sha256_of
 from actors.models.packed import PackedBatch
+from actors.pulse import beside
 from actors.train.engine import gathered, inference_module, is_sharded, load_library, to_the_end
 from actors.train.sharding import Sharding, sharding
 from actors.train.shards import Shards
 from actors.train.worker import Handed, Held, Input, Plan, Shares, Worker, pack_sequences, read_inputs
+
+if TYPE_CHECKING:
+    from actors.models.tensor_files import Meta
 
 _WEIGHTS = "weights.safetensors"
 
@@ -63,6 +69,9 @@ class FrozenWorker(Worker):
 
 class ReferenceWorker(FrozenWorker):
     """One data-parallel rank of the reference."""
+
+    _captured: "tuple[list[Meta], list[tuple[str, torch.Tensor]]] | None" = None
+    """What is still to be written of a checkpoint."""
 
     def build(self, address: str, port: int) -> None:
         """Meet the other ranks and load the frozen model."""
@@ -119,20 +128,47 @@ class ReferenceWorker(FrozenWorker):
     def save(self, directory: Path) -> list[StoredFile]:
         """Write the weights of a reference that follows the policy; returns the file."""
         from actors.models.lora import parameter_metas, plain_parameters
-        from actors.models.tensor_files import write_tensors
 
-        file = directory / _WEIGHTS
+        tensors = plain_parameters(self.hf_model, gathered, merged=False)
+        with to_the_end(tensors):
+            return [] if self.rank else _write_weights(directory, parameter_metas(self.hf_model), tensors)
+
+    def capture(self, directory: Path) -> None:
+        """Keep in memory what `save` would write, for `write_captured`; what was kept before is forgotten."""
+        from actors.models.lora import parameter_metas, plain_parameters
+
+        self._captured = None  # first: there is room for one
         tensors = plain_parameters(self.hf_model, gathered, merged=False)
         with to_the_end(tensors):
             if self.rank == 0:
-                with told_when_full(file):
-                    directory.mkdir(parents=True, exist_ok=True)
-                    write_tensors({file: parameter_metas(self.hf_model)}, tensors, None)
-        return [] if self.rank else [(_WEIGHTS, file.stat().st_size, sha256_of(file))]
+                copies = [(name, tensor.detach().to("cpu", copy=True)) for name, tensor in tensors]
+                self._captured = parameter_metas(self.hf_model), copies
+
+    @beside
+    def write_captured(self, directory: Path) -> list[StoredFile]:
+        """Write what `capture` has kept, and forget it; returns the file. Raises LookupError where nothing was kept."""
+        if self.rank:
+            return []
+        captured, self._captured = self._captured, None
+        if captured is None:
+            raise LookupError(f"nothing was captured for {directory}")
+        return _write_weights(directory, *captured)
 
     def load(self, directory: Path, saved: Shards | None = None) -> None:
         """Restore what `save` wrote, which is whole, by however many ranks it is `saved`."""
         self.follow(directory / _WEIGHTS, 1.0)  # a mix of 1 is the file itself
+
+
+def _write_weights(
+    directory: Path, metas: "list[Meta]", tensors: Iterable[tuple[str, torch.Tensor]]
+) -> list[StoredFile]:
+    from actors.models.tensor_files import write_tensors
+
+    file = directory / _WEIGHTS
+    with told_when_full(file):
+        directory.mkdir(parents=True, exist_ok=True)
+        write_tensors({file: metas}, tensors, None)
+    return [(_WEIGHTS, file.stat().st_size, sha256_of(file))]
 
 
 class ScoringWorker(FrozenWorker):

@@ -6,7 +6,7 @@ The driver imports this module for its method names; models are imported only wh
 import math
 import time
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +20,8 @@ from actors.files import stored
 from actors.files.full_disk import told_when_full
 from actors.files.own_files import StoredFile
 from actors.models.packed import PackedBatch, Read
+from actors.pulse import beside
+from actors.train.checkpoint_files import CapturedFiles
 from actors.train.engine import TrainingEngine, gathered, load_library
 from actors.train.exporting import ExportingWorker
 from actors.train.sharding import Sharding, sharding
@@ -60,6 +62,8 @@ class TrainedWorker(ExportingWorker):
     """max_model_len of the engines that sample from the model, in tokens; None where no engine does."""
     balance: "Balance | None" = None
     """The load-balancing loss of the model, if it is a mixture of experts that has one."""
+    _captured: CapturedFiles | None = None
+    """What is still to be written of a checkpoint."""
     begun: Sums | None = None
     """What `accumulate` has added to an update that is not made yet."""
 
@@ -307,8 +311,23 @@ class TrainedWorker(ExportingWorker):
         with told_when_full(directory):
             # Dropout goes on where it was: a resumed run draws what this one would have drawn.
             hashes = self.engine.save(directory, {f"random-{self.rank}.pt": self._random_state()})
-        files = {str(path.relative_to(directory)): path for path in directory.rglob("*") if path.is_file()}
-        return [(name, path.stat().st_size, hashes.get(name)) for name, path in files.items()]
+        return _seen(directory, hashes)
+
+    def capture(self, directory: Path) -> None:
+        """Keep in memory what `save` would write, for `write_captured`; what was kept before is forgotten."""
+        self._captured = None  # first: there is room for one
+        self._captured = self.engine.capture(directory, {f"random-{self.rank}.pt": self._random_state()})
+
+    @beside
+    def write_captured(self, directory: Path) -> list[StoredFile]:
+        """Write what `capture` has kept for this directory, and forget it; returns and raises as `save` does, and
+        LookupError where nothing was kept, as by a process that was started since."""
+        captured, self._captured = self._captured, None
+        if captured is None:
+            raise LookupError(f"nothing was captured for {directory}")
+        with told_when_full(directory):
+            hashes = captured.write()
+        return _seen(directory, {str(path.relative_to(directory)): sha256 for path, sha256 in hashes.items()})
 
     def load(self, directory: Path, saved: Shards | None = None) -> tuple[float, float]:
         """Restore this rank's share of a checkpoint; returns the rates of the next update then and now, as
@@ -343,6 +362,12 @@ class TrainedWorker(ExportingWorker):
         torch.set_rng_state(states[0])
         for state in states[1:]:
             torch.cuda.set_rng_state(state, self.device)
+
+
+def _seen(directory: Path, hashes: Mapping[str, str]) -> list[StoredFile]:
+    """All files there, with their hashes where these are known; another rank may be writing some of them."""
+    files = {str(path.relative_to(directory)): path for path in directory.rglob("*") if path.is_file()}
+    return [(name, path.stat().st_size, hashes.get(name)) for name, path in files.items()]
 
 
 def _computed_tokens(batch: PackedBatch) -> torch.Tensor:

@@ -102,15 +102,31 @@ def check_memory(
     if machine.gpu_memory is not None:
         _check_gpus(config, known, machine.gpu_memory)
     whole = sum(_on_host(config, group, memory, filled) * _count(config, group) for group, memory in known.items())
+    copied = copied_bytes(config, known)
     # Memory of the machine as well: /dev/shm is a part of it.
-    whole += config.cluster.object_store_mib * 2**20 if processes else 0
+    whole += copied + (config.cluster.object_store_mib * 2**20 if processes else 0)
     if machine.free is not None and whole > machine.free:
         warnings.append(
             f"memory: all processes take up to {_gib(whole)}, by estimate, and {_gib(machine.free)} of this machine's "
             f"{_gib(machine.memory or machine.free)} are free (less: policy.micro_batch_tokens, rollout.memory_gib, "
-            f"model.gradient_checkpointing=true, model.dtype=bf16)"
+            f"model.gradient_checkpointing=true, model.dtype=bf16{', checkpoint.beside=false' * bool(copied)})"
         )
     return warnings
+
+
+def copied_bytes(config: RunConfig, known: Mapping[str, Memory]) -> int:
+    """Host memory of all ranks for a checkpoint that is written beside training: as much as it has bytes, which of
+    adapters alone are too few to count."""
+    copied = 0
+    for name, group in (("policy", config.policy), ("critic", config.critic)):
+        memory = _trained_part(config, name, known.get(name, Memory()))
+        if not (config.checkpoint.beside and group and memory.gradients):
+            continue
+        weights = (memory.weights_offloaded or memory.weights) * (group.ranks if group.zero_stage == 3 else 1)
+        # Without ZeRO, all ranks have the same, which is copied once.
+        optimizer = (memory.optimizer + memory.optimizer_offloaded) * (group.ranks if group.zero_stage else 1)
+        copied += weights + optimizer
+    return copied
 
 
 def check_disk(config: RunConfig, parameters: int | None, optimizer: int, free: int | None) -> list[str]:

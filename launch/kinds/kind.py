@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from actors.files.parts import SavedPart
     from actors.models.chat_settings import ChatSettings
     from actors.train.trainer import TrainedWorker
+    from algorithms.loop import Checkpointer
     from launch.checks.findings import Findings
     from launch.checks.known_rows import Field, Sets
     from launch.checks.reward_checks import RewardProbe
@@ -66,6 +67,11 @@ class Loop(Protocol):
     @property
     def parts(self) -> "Mapping[str, SavedPart]":
         """What has state beside the groups."""
+        ...
+
+    @property
+    def checkpoint(self) -> "Checkpointer":
+        """Who saves it."""
         ...
 
     def train(self) -> None:

@@ -78,7 +78,8 @@ actor_rollout_ref.actor.ulysses_sequence_parallel_size, ulysses_sequence_paralle
 actor_rollout_ref.actor.entropy_from_logits_with_chunking, actor_rollout_ref.actor.entropy_checkpointing = policy.logprob_chunk_tokens
 actor_rollout_ref.actor.calculate_entropy, actor_rollout_ref.actor.use_rollout_log_probs = - | entropy is always a metric
 actor_rollout_ref.actor.checkpoint.save_contents, actor_rollout_ref.actor.checkpoint.load_contents = - | a checkpoint always holds all that is trained, to resume exactly beside the model that training began from
-actor_rollout_ref.actor.checkpoint.async_save, critic.checkpoint.save_contents = - | a checkpoint always holds all that is trained, to resume exactly beside the model that training began from
+actor_rollout_ref.actor.checkpoint.async_save = checkpoint.beside
+critic.checkpoint.save_contents = - | a checkpoint always holds all that is trained, to resume exactly beside the model that training began from
 actor_rollout_ref.actor.fsdp_config.param_offload = policy.offload_parameters
 actor_rollout_ref.actor.fsdp_config.optimizer_offload = policy.offload_optimizer
 actor_rollout_ref.actor.fsdp_config.offload_policy, model.fsdp_config.cpu_offload = policy.offload_parameters, policy.offload_optimizer

@@ -237,6 +237,10 @@ class Checkpoints:
         self.write(step, write)
         return self.keep(step, best=best)
 
+    def partial(self, step: int) -> Path:
+        """The directory, absolute, that `write` fills."""
+        return (self._directory / f"step-{step}.partial").absolute()
+
     def write(self, step: int, write: Callable[[Path], Written]) -> None:
         """Let `write` fill a directory aside, which counts for nothing before `keep`.
 
@@ -247,7 +251,7 @@ class Checkpoints:
         Raises:
             UserError: when a file that a rank has written is not there, or the disk is full.
         """
-        partial = self._directory / f"step-{step}.partial"
+        partial = self.partial(step)
         try:
             with told_when_full(partial):
                 self._fill(partial, step, write)
@@ -265,7 +269,7 @@ class Checkpoints:
         partial.mkdir(parents=True)
         files: dict[str, int] = {}
         hashes: dict[str, str] = {}
-        written = write(partial.absolute())
+        written = write(partial)
         for name, size, sha256 in written.files:
             # A rank may have seen a file that another one was still writing: the largest size is the final one.
             files[name] = max(size, files.get(name, 0))

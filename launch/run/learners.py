@@ -8,6 +8,7 @@ run's directory. What cannot be brought back so ends the attempt, and the next o
 """
 
 import contextlib
+import math
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -33,6 +34,8 @@ COPIES = "copies"
 """Directory of a run that holds the state of groups between checkpoints."""
 _ECHO_S, _PULSE_S = 3.0, 1.0
 """How long after an error a process may be found dead that has caused it, and the wait for one answer."""
+_WRITING_S = 30.0
+"""For a checkpoint that is being written when a rank is lost; then it is given up."""
 _LEAST_S, _SHARE = 10.0, 50.0
 """A copy is taken where learning again would take so long, and so many times as long as the last copy took."""
 _OTHERS = "rollout", "holder"
@@ -50,6 +53,16 @@ class State:
     """That has it; None: it is what they are built as."""
     shards: Mapping[str, Shards] = field(default_factory=dict)
     """Who wrote it, where it was written by other ranks."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Done:
+    """A step that is done."""
+
+    kl: Entry
+    """As in `State`, after it."""
+    seconds: float
+    """That learning it again takes."""
 
 
 class Learners:
@@ -83,8 +96,8 @@ class Learners:
         self._state: State
         self._streak = 0
         """Losses since a step was done."""
-        self._again_s = 0.0
-        """That learning again from the steps since the state would take."""
+        self._since: dict[int, _Done] = {}
+        """Steps since the state: any may be the next one, as checkpoints are written beside training."""
         self._copy_s = 0.0
         """That the last copy took."""
         self._has_room = True
@@ -122,11 +135,12 @@ class Learners:
     def note(self, step: int, seconds: float) -> int:
         """See `Mender`."""
         self._streak = 0
-        self._again_s += seconds
-        if self._checkpointer.kept and self._checkpointer.kept[0] == step:
-            directory = self._checkpointer.kept[1].absolute()
-            self._go_on_from(State(step=step, kl=self._kl.save(Path()), directory=directory))
-        elif self._has_room and self._again_s > max(_LEAST_S, _SHARE * self._copy_s):
+        self._since[step] = _Done(self._kl.save(Path()), seconds)
+        self._take_checkpoint()
+        again_s = sum(done.seconds for done in self._since.values())
+        # Where a checkpoint will be whole soon, only if there is no room to wait for it.
+        wanted = math.isinf(again_s) or not self._checkpointer.in_flight
+        if wanted and self._has_room and again_s > max(_LEAST_S, _SHARE * self._copy_s):
             self._copy(step)
         return self._state.step
 
@@ -156,8 +170,13 @@ class Learners:
         steps were learned again. Raises GroupError."""
         from actors.train.trainer import TrainedWorker
 
-        learning, state = set(self._saves.groups), self._state
+        learning = set(self._saves.groups)
         back = lost | learning if lost & learning else lost
+        if lost & learning:
+            # As good as written, perhaps, and then newer; else it soon fails, as a rank is lost that was to write it.
+            self._checkpointer.finish(_WRITING_S)
+            self._take_checkpoint()
+        state = self._state
         if lost & learning and state.directory and not state.directory.is_dir():
             return None  # somebody has removed it
         rebuild(*((self._roster[name], self._starts[name]) for name in self._roster if name in back))
@@ -184,10 +203,17 @@ class Learners:
                 self._tell_of(f"no more copies of the state between checkpoints, as one could not be written ({why})")
             return
         self._copy_s = time.monotonic() - began
-        self._go_on_from(State(step=step, kl=self._kl.save(Path()), directory=directory))
+        self._go_on_from(step, directory)
 
-    def _go_on_from(self, state: State) -> None:
-        before, self._state, self._again_s = self._state, state, 0.0
+    def _take_checkpoint(self) -> None:
+        """Go on from the newest whole checkpoint, where it is newer than what there is."""
+        if self._checkpointer.kept and self._checkpointer.kept[0] in self._since:
+            step, directory = self._checkpointer.kept
+            self._go_on_from(step, directory.absolute())
+
+    def _go_on_from(self, step: int, directory: Path) -> None:
+        before, self._state = self._state, State(step=step, kl=self._since[step].kl, directory=directory)
+        self._since = {later: done for later, done in self._since.items() if later > step}
         if before.directory and before.directory.parent == self._copies:
             shutil.rmtree(before.directory, ignore_errors=True)
 

@@ -14,6 +14,7 @@ from actors.files.full_disk import disk_problem
 from actors.group import ActorGroup, GroupError, first_line
 from actors.models.hub_cache import located_models
 from algorithms.encoder.mteb import mteb_tasks, run_mteb
+from algorithms.loop import Checkpointer
 from launch.checks.output import require_there
 from launch.config import RunConfig
 from launch.exports.hub import push_export
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
     from actors.train.trainer import TrainedWorker
     from launch.run.roster import Roster
 
+_PATIENCE_S = 5.0
+"""For a checkpoint that is being written as the run is interrupted."""
 # policy[1].update: ValueError: ..., or policy.update: no answer from rank(s) [1, 3] within 60 s
 _GROUP_ERROR = re.compile(r"(\w+)(?:\[(\d+)\])?\.\w+: (?:no answer from rank\(s\) \[(\d+))?")
 
@@ -180,10 +183,26 @@ def _learn_and_export(config: RunConfig, reporter: RunReporter, display: Display
             reporter.note(f"from the hub: {model}")
         display.phase("preparing the export")
         with _prepared_export(roster, config, reporter.note):
-            loop.train()
+            with _written_to_the_end(loop.checkpoint):
+                loop.train()
             arm()  # The last step is saved: nothing is lost by ending at once.
             reporter.phase("exporting")
             _export_best(config, roster, loop.step, reporter)
+
+
+@contextlib.contextmanager
+def _written_to_the_end(checkpoint: Checkpointer) -> Iterator[None]:
+    """Where training fails, the checkpoint that is being written beside it is written to its end, while there are ranks
+    to do so; who interrupts the run does not wait for long."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        checkpoint.finish(_PATIENCE_S)
+        raise
+    except Exception:
+        if not ray_is_dead():  # else there is nobody to write
+            checkpoint.finish()
+        raise
 
 
 @contextlib.contextmanager

@@ -54,7 +54,7 @@ class Saves:
         for name, part in self.parts.items():
             # Ranks and driver are both between steps here: their parts fit each other.
             entries[name] = part.save(directory / name)
-            files += _files_below(directory, name)
+            files += files_below(directory, name)
         return Written(entries, files, self.rows)
 
     def write_groups(self, directory: Path) -> list[StoredFile]:
@@ -62,10 +62,9 @@ class Saves:
         from actors.train.trainer import TrainedWorker
 
         return [
-            (f"{name}/{file}", size, sha256)
+            file
             for name, group in self.groups.items()
-            for rank in group.call(TrainedWorker.save, directory / name)
-            for file, size, sha256 in rank
+            for file in files_of_ranks(name, group.call(TrainedWorker.save, directory / name))
         ]
 
     def difference(self, kept: Iterable[str]) -> str | None:
@@ -262,7 +261,12 @@ def load_best(config: RunConfig, trained: "Mapping[str, ActorGroup[TrainedWorker
     return int(directory.name.removeprefix("step-"))
 
 
-def _files_below(directory: Path, name: str) -> list[StoredFile]:
+def files_of_ranks(name: str, ranks: Iterable[Iterable[StoredFile]]) -> list[StoredFile]:
+    """What the ranks of a group have written, by their names in the checkpoint."""
+    return [(f"{name}/{file}", size, sha256) for rank in ranks for file, size, sha256 in rank]
+
+
+def files_below(directory: Path, name: str) -> list[StoredFile]:
     """What a part of the driver's has written; its files are hashed as they are on the disk."""
     found = sorted(path for path in (directory / name).rglob("*") if path.is_file())
     return [(str(path.relative_to(directory)), path.stat().st_size, None) for path in found]
