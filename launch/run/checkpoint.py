@@ -24,6 +24,7 @@ from launch.run.identity import changes, identity
 from launch.run.manifest import (
     UNREADABLE,
     Checkpoint,
+    Damaged,
     Manifest,
     changed_file,
     difference,
@@ -33,11 +34,14 @@ from launch.run.manifest import (
     kept_shards,
     read_manifest,
     step_of,
+    superseded,
     surplus,
 )
 
 # Not the number of the process: on another machine, or later, another one has it too.
-_THIS_DRIVER = uuid.uuid4().hex
+THIS_DRIVER = uuid.uuid4().hex
+"""Id of this process, which no other one has had."""
+
 
 Files = Iterable[StoredFile]
 """Files that somebody has written or sees."""
@@ -62,6 +66,8 @@ class Checkpoints:
         self._config = config
         self._directory = config.directory / "checkpoints"
         self._driver = config.directory / "logs/driver.id"
+        self.spared: Callable[[], Iterable[Path]] = tuple
+        """Directories that somebody still reads: they go later."""
 
     def latest(self, damaged: Mapping[str, str] | None = None) -> Checkpoint | None:
         """The checkpoint to continue from; None when there is none, or when `checkpoint.resume` is false.
@@ -89,7 +95,8 @@ class Checkpoints:
         if name is None:
             if found := finished(self._directory):
                 names = ", ".join(path.name for path in found)
-                raise self.refused(f"{self._directory} holds {names}, and latest, which says where to go on, is gone")
+                lost = f"{self._directory} holds {names}, and latest, which says where to go on, is gone"
+                raise Damaged(*self.refused(lost).problems)
             return None
         latest = self._directory / name
         if step_of(latest) < 0 or latest.parent != self._directory:
@@ -103,7 +110,7 @@ class Checkpoints:
             if wrong is None:
                 return self._read(directory, passed_over)
             passed_over.append(wrong)
-        raise self.refused(passed_over[0])
+        raise Damaged(*self.refused(passed_over[0]).problems)
 
     def _damage(self, directory: Path, *, hashed: bool) -> str | None:
         """What is wrong with a checkpoint, in words that begin with its path; `hashed`: also with its content, where
@@ -175,7 +182,7 @@ class Checkpoints:
         if self.best() is None:  # also where `algorithm.best_by` is another metric now
             remove(self._directory / "best")
         self._driver.parent.mkdir(parents=True, exist_ok=True)
-        self._driver.write_text(_THIS_DRIVER, encoding="utf-8")
+        self._driver.write_text(THIS_DRIVER, encoding="utf-8")
         return [line for line in lines if line]
 
     def go_on_from(self, found: Checkpoint) -> list[str]:
@@ -191,7 +198,7 @@ class Checkpoints:
 
     def require_shared(self, read: Callable[[Path], list[str | None]]) -> None:
         """Raise UserError unless all ranks see this run's directory; `read` reads a file on each of them."""
-        if any(text != _THIS_DRIVER for text in read(self._driver.absolute())):
+        if any(text != THIS_DRIVER for text in read(self._driver.absolute())):
             raise UserError(
                 f"run.output: must be an absolute path on storage that all nodes share (the ranks do not see "
                 f"{self._config.directory.absolute()} as the driver does), got {self._config.run.output}"
@@ -200,7 +207,7 @@ class Checkpoints:
     def require_ours(self) -> None:
         """Raise UserError when another driver has begun this run anew, on this machine or another one: two drivers
         would write each other's checkpoints and metrics."""
-        if self._driver.exists() and self._driver.read_bytes() != _THIS_DRIVER.encode():
+        if self._driver.exists() and self._driver.read_bytes() != THIS_DRIVER.encode():
             raise UserError(
                 f"run.name: another driver has taken over {self._config.directory}, so this one ends, "
                 f"got {self._config.run.name}"
@@ -314,6 +321,10 @@ class Checkpoints:
         self._prune(final)
         return final
 
+    def point(self, step: int, pointer: str) -> None:
+        """Let `latest` or `best` name the checkpoint of a step."""
+        os.replace(self._say(self._directory / f"step-{step}", pointer), self._directory / pointer)
+
     def due(self, step: int, last: bool) -> bool:
         """Whether to save after this step."""
         every = self._config.checkpoint.every
@@ -360,14 +371,12 @@ class Checkpoints:
         return partial
 
     def _prune(self, latest: Path) -> None:
-        spared, every = (latest, self.best()), self._config.checkpoint.keep_every
-        others = [path for path in finished(self._directory) if path not in spared]
-        others = [path for path in others if not (every and step_of(path) % every == 0)]
-        kept = self._config.checkpoint.keep - 1  # the best one and those for good come on top
-        for old in others[: max(0, len(others) - kept)]:
+        spared = {step_of(path) for path in (latest, self.best(), *self.spared()) if path}
+        paths = {step_of(path): path for path in finished(self._directory)}
+        for step in superseded(list(paths), spared, self._config.checkpoint):
             # Only now: a run that is killed before has one checkpoint too many, and none too few.
             with contextlib.suppress(OSError):  # the new one is in place: the next `keep` removes it
-                shutil.rmtree(old)
+                shutil.rmtree(paths[step])
 
     def _require_same(self, manifest: Manifest, directory: Path) -> None:
         """Raise UserError unless this configuration describes the run that wrote the checkpoint, and the models it
