@@ -350,7 +350,9 @@ def test_urls_are_looked_at_before_anything_starts(url: str, problem: str | None
         assert str(caught.value) == f"run.storage {problem}"
 
 
-@pytest.mark.parametrize("url", ["s3://AKIAX:hunter2@bucket/a", "s3://hunter2@bucket", "gs://b/a?token=hunter2", "gs://b#hunter2"])
+@pytest.mark.parametrize(
+    "url", ["s3://AKIAX:hunter2@bucket/a", "s3://hunter2@bucket", "gs://b/a?token=hunter2", "gs://b#hunter2"]
+)
 def test_credentials_in_a_url_are_refused_and_not_shown(url: str, tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         job(tmp_path, storage=url)

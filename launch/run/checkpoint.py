@@ -15,17 +15,16 @@ from actors.files.full_disk import told_when_full
 from actors.files.own_files import StoredFile, create, sha256_of, stranger
 from actors.files.parts import Entry
 from algorithms.data.row_contents import Contents
-from launch.checks.contents import changed_contents, changed_text_files, keep_contents, kept_contents, kept_text_files
+from launch.checks.contents import keep_contents, kept_contents, kept_text_files
 from launch.checks.resumed_data import data_settings
 from launch.config import RunConfig
 from launch.run.attempt_link import is_restarted
 from launch.run.earlier import remove, remove_results, set_newer_aside, set_results_aside
-from launch.run.identity import changes, identity
+from launch.run.identity import how_to_start_anew, identity, require_same
 from launch.run.manifest import (
     UNREADABLE,
     Checkpoint,
     Damaged,
-    Manifest,
     changed_file,
     difference,
     finished,
@@ -130,7 +129,7 @@ class Checkpoints:
 
     def _read(self, directory: Path, passed_over: list[str]) -> Checkpoint:
         manifest, _, _ = read_manifest(directory)
-        self._require_same(manifest, directory)
+        require_same(self._config, manifest, directory)
         kept = manifest.get("data")
         data = kept if isinstance(kept, dict) else {}
         rows, shards = kept_rows(manifest.get("rows")), kept_shards(manifest)
@@ -152,7 +151,7 @@ class Checkpoints:
                     command = f"rm -d {shlex.quote(str(pointer))} && {command}"
                 offer = f"to go on from {other.name}, which is whole: {command}; "
                 break
-        return UserError(f"checkpoint.resume: {problem}; {offer}{_anew(self._config)}")
+        return UserError(f"checkpoint.resume: {problem}; {offer}{how_to_start_anew(self._config)}")
 
     def prepare(self, found: Checkpoint | None) -> list[str]:
         """Make way for a run that starts, from `found` of `latest`; returns what was moved or removed, a line each.
@@ -377,26 +376,3 @@ class Checkpoints:
             # Only now: a run that is killed before has one checkpoint too many, and none too few.
             with contextlib.suppress(OSError):  # the new one is in place: the next `keep` removes it
                 shutil.rmtree(paths[step])
-
-    def _require_same(self, manifest: Manifest, directory: Path) -> None:
-        """Raise UserError unless this configuration describes the run that wrote the checkpoint, and the models it
-        names are those of then."""
-        then, now = manifest["identity"], identity(self._config)
-        problems = [
-            f"{field}: must be {json.dumps(old)} to resume from {directory}, got {json.dumps(new)}; "
-            f"{_anew(self._config)}"
-            for field, old, new in changes("", then, now)
-            # By what the state is divided may change: it is divided anew.
-            if field.rpartition(".")[2] not in ("ranks", "zero_stage")
-        ]
-        if not problems:  # of other paths, the contents are others as well
-            changed = changed_contents(self._config, manifest.get("contents"), directory)
-            if not changed and not self._config.checkpoint.accept_new_data:
-                changed = changed_text_files(self._config, manifest.get("text_files"), directory)
-            problems = [f"{line}; {_anew(self._config)}" for line in changed]
-        if problems:
-            raise UserError(*problems)
-
-
-def _anew(config: RunConfig) -> str:
-    return f"to start anew: checkpoint.resume=false, or another run.name than {config.run.name}"
