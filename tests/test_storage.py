@@ -5,7 +5,7 @@ import subprocess
 import sys
 import textwrap
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +35,8 @@ def job(output: Path, *, name: str = "first", storage: str | None = None, **chec
     )
 
 
-def save(config: RunConfig, step: int, *, best: bool = False) -> Path:
-    """A whole checkpoint on the disk, of two files."""
+def save(config: RunConfig, step: int, *, best: bool = False, spared: Callable[[], Iterable[Path]] = tuple) -> Path:
+    """A whole checkpoint on the disk, of two files; older ones are removed, but for those that are `spared`."""
 
     def write(directory: Path) -> Written:
         (directory / "policy").mkdir()
@@ -45,7 +45,9 @@ def save(config: RunConfig, step: int, *, best: bool = False) -> Path:
         entry = {"metric": "eval/loss", "value": 1.0} if best else {}
         return Written({"best": entry}, [("policy/a.bin", 1000, None), ("b.json", len(f"{step}"), None)])
 
-    return Checkpoints(config).save(step, write, best=best)
+    checkpoints = Checkpoints(config)
+    checkpoints.spared = spared
+    return checkpoints.save(step, write, best=best)
 
 
 class Faulty(Storage):
@@ -108,7 +110,7 @@ def test_what_is_put_comes_back(kind: str, tmp_path: Path) -> None:
     assert (checkpoints.pointer("latest"), checkpoints.pointer("best")) == (2, 1)
     before = len(storage.writes)
     checkpoints.put(Attempt(2, directory), best=False, rules=config.checkpoint)
-    assert storage.writes[before:] == ["first/checkpoints/latest"]
+    assert storage.writes[before:] == []
     checkpoints.remove_all()
     assert checkpoints.steps() == [] and checkpoints.run_id() == "run 1"
 
@@ -277,7 +279,7 @@ def test_another_driver_and_another_owner_are_told(tmp_path: Path) -> None:
     url = f"{storage.url}/first"
     assert str(caught.value) == f"run.storage: another driver has taken over {url}, so this one ends, got {url}"
     with pytest.raises(UserError, match="another driver"):
-        checkpoints.put_export(directory)
+        checkpoints.put_export(directory, set())
     assert checkpoints.steps() == []
     strange = memory()
     for name in ("a", "b/c", "d", "e"):
@@ -299,14 +301,14 @@ def test_a_model_is_there_when_its_config_is(tmp_path: Path) -> None:
     storage.put_text("old", "first/export/model-2.safetensors")
     storage.fails = lambda count, name: name.endswith("model.safetensors")
     with pytest.raises(StorageError):
-        put_model(model, storage, "first/export")
+        put_model(model, storage, "first/export", done := set[str]())
     assert storage.text("first/export/config.json") is None
     storage.fails = lambda count, name: False
-    put_model(model, storage, "first/export")
+    put_model(model, storage, "first/export", done)
     assert {*storage.sizes("first/export")} == {
         f"first/export/{name}" for name in ("config.json", "model.safetensors", "adapter/a")
     }
-    assert storage.writes[-1] == "first/export/config.json"
+    assert storage.writes[-1] == "first/export/config.json" and storage.writes.count("first/export/adapter/a") == 1
 
 
 def test_a_failure_is_told_in_a_line_without_secrets(monkeypatch: pytest.MonkeyPatch) -> None:

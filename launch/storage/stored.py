@@ -11,6 +11,7 @@ Nothing can be renamed there: files count once the manifest, a single object, na
 
 import json
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -129,7 +130,9 @@ class StoredCheckpoints:
             self.require_ours()
             self._storage.put_text(json.dumps(manifest, indent=1), f"{base}/{_MANIFEST}")
         for pointer in (["best"] if best else []) + ["latest"]:
-            self._storage.put_text(f"step-{attempt.step}\n", f"{self._below}/{pointer}")
+            # What is done already is not done again when the rest is tried again: it would fail for ever, perhaps.
+            if self.pointer(pointer) != attempt.step:
+                self._storage.put_text(f"step-{attempt.step}\n", f"{self._below}/{pointer}")
         self._remove_others(attempt.step, rules)
 
     def fetch(self, step: int, directory: Path) -> str | None:
@@ -153,15 +156,15 @@ class StoredCheckpoints:
 
     def remove_all(self) -> None:
         """Remove what a new start must not find: the checkpoints, what makes them whole first, and the model."""
-        for step in self.steps():
-            self._remove(step)
+        for step, names in self._listed().items():
+            self._remove(step, names)
         for name in (self._below, f"{self._run}/export"):
             self._storage.remove(name)
 
-    def put_export(self, directory: Path) -> None:
-        """Let the model of a directory be the run's; while it is replaced, there is no config.json."""
+    def put_export(self, directory: Path, done: set[str]) -> None:
+        """Let the model of a directory be the run's; see `put_model`."""
         self.require_ours()
-        put_model(directory, self._storage, f"{self._run}/export")
+        put_model(directory, self._storage, f"{self._run}/export", done)
 
     def _base(self, step: int) -> str:
         return f"{self._below}/step-{step}"
@@ -207,27 +210,43 @@ class StoredCheckpoints:
         past = superseded([step for step in whole if step <= latest], {latest, self.pointer("best")}, rules)
         for step, names in listed.items():
             if step > latest or step in past or step not in whole:
-                self._remove(step)
+                self._remove(step, names)
             elif kept := self._kept(step):
                 for other in {name.partition("/")[0] for name in names} - {_MANIFEST, kept.attempt}:
                     self._storage.remove(f"{self._base(step)}/{other}")
 
-    def _remove(self, step: int) -> None:
-        self._storage.remove(f"{self._base(step)}/{_MANIFEST}")
+    def _remove(self, step: int, names: Sequence[str]) -> None:
+        if _MANIFEST in names:  # first: without it, the others are nothing
+            self._storage.remove(f"{self._base(step)}/{_MANIFEST}")
         self._storage.remove(self._base(step))
 
 
-def put_model(directory: Path, storage: Storage, below: str) -> None:
-    """Put a model's directory there, config.json last: who finds that finds all of it. Raises StorageError, and OSError
-    for a file that cannot be read."""
+def put_model(directory: Path, storage: Storage, below: str, done: set[str]) -> None:
+    """Put a model's directory there, config.json last: who finds that finds all of it, and while another model is
+    replaced, it is not there.
+
+    Args:
+        directory: of the model.
+        storage: where it is put.
+        below: name of its directory there.
+        done: of an earlier try that has failed: what is not to be done again; grows.
+
+    Raises:
+        StorageError: the same may be tried again.
+        OSError: a file cannot be read.
+    """
     names = sorted(path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file())
-    first = "config.json"
-    storage.remove(f"{below}/{first}")
-    for name in storage.sizes(below):
-        if name.removeprefix(f"{below}/") not in names:
-            storage.remove(name)
-    for name in sorted(names, key=lambda name: name == first):
-        storage.put(directory / name, f"{below}/{name}")
+    last = "config.json"
+    if not done:
+        storage.remove(f"{below}/{last}")
+        for name in storage.sizes(below):
+            if name.removeprefix(f"{below}/") not in names:
+                storage.remove(name)
+        done.add("")  # nothing there is another model's
+    for name in sorted(names, key=lambda name: name == last):
+        if name not in done:
+            storage.put(directory / name, f"{below}/{name}")
+            done.add(name)
 
 
 def _files_of(directory: Path) -> dict[str, tuple[int, str]]:

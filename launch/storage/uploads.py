@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from actors.config_base import UserError
@@ -26,6 +26,8 @@ class _Upload:
     best: bool = False
     for_good: bool = False
     """It is one that `keep_every` keeps."""
+    done: set[str] = field(default_factory=set)
+    """Files of a model that are there."""
 
 
 class Uploads:
@@ -192,7 +194,7 @@ class Uploads:
             self._stored.claim(self._unclaimed)
             self._unclaimed = None
         if upload.attempt is None:
-            self._stored.put_export(upload.directory)
+            self._stored.put_export(upload.directory, upload.done)
         else:
             self._stored.put(upload.attempt, best=upload.best, rules=self._rules)
 
