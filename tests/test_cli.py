@@ -311,6 +311,14 @@ def test_export_copies_a_finished_model(tandem: Tandem, project: Path) -> None:
     assert (again.returncode, again.stderr) == (2, "error: --output: must be a new or empty directory, got mine\n")
     none = tandem(project, "export", "outputs/first", "--adapter")
     assert (none.returncode, none.stderr) == (2, "error: --adapter: needs a run with model.lora, got outputs/first\n")
+    url = f"file://{project}/there/mine"
+    stored = tandem(project, "export", "outputs/first", "--output", url)
+    assert (stored.returncode, stored.stdout) == (0, f"{url}\n"), stored.stderr
+    assert (project / "there/mine/model.safetensors").read_bytes() == (export / "model.safetensors").read_bytes()
+    again = tandem(project, "export", "outputs/first", "--output", url)
+    assert (again.returncode, again.stderr) == (2, f"error: --output: must be a new or empty place, got {url}\n")
+    other = tandem(project, "export", "outputs/first", "--output", "ftp://host/a")
+    assert other.stderr == "error: --output: must begin with s3://, gs:// or file://, got ftp://host/a\n"
     below = tandem(project, "export", "outputs/first", "--output", "rows.jsonl/below")
     assert below.stderr.startswith("error: --output: must be a directory that can be written (")
     assert below.returncode == 2

@@ -11,7 +11,7 @@ Nothing can be renamed there: files count once the manifest, a single object, na
 
 import json
 import uuid
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -221,7 +221,7 @@ class StoredCheckpoints:
         self._storage.remove(self._base(step))
 
 
-def put_model(directory: Path, storage: Storage, below: str, done: set[str]) -> None:
+def put_model(directory: Path, storage: Storage, below: str, done: set[str], without: Container[str] = ()) -> None:
     """Put a model's directory there, config.json last: who finds that finds all of it, and while another model is
     replaced, it is not there.
 
@@ -230,12 +230,14 @@ def put_model(directory: Path, storage: Storage, below: str, done: set[str]) -> 
         storage: where it is put.
         below: name of its directory there.
         done: of an earlier try that has failed: what is not to be done again; grows.
+        without: files and directories in it that are left out.
 
     Raises:
         StorageError: the same may be tried again.
         OSError: a file cannot be read.
     """
-    names = sorted(path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file())
+    paths = [path.relative_to(directory) for path in directory.rglob("*") if path.is_file()]
+    names = sorted(path.as_posix() for path in paths if path.parts[0] not in without)
     last = "config.json"
     if not done:
         storage.remove(f"{below}/{last}")
