@@ -1,6 +1,7 @@
 """The command line as a user meets it: exit codes, one line per mistake, no traceback, nothing started."""
 
 import contextlib
+import importlib.util
 import json
 import os
 import pty
@@ -299,6 +300,22 @@ def test_a_run_that_has_not_finished_says_what_there_is(tandem: Tandem, project:
     resume = "resume it with `tandem run outputs/first/config.json checkpoint.resume=true`"
     rule = "the run has not finished: there is a checkpoint of step 40 of 200, but no model yet"
     assert (stopped.returncode, stopped.stderr) == (2, f"error: {field}: {rule}; {resume}, got outputs/first\n")
+
+
+def test_check_tells_of_storage_that_cannot_be_used(tandem: Tandem, project: Path) -> None:
+    """Before anything starts, in a line, and without what may be a secret."""
+    lines = {
+        "memory://a": "run.storage must outlive the run, and memory:// is the memory of one process, got memory://a",
+        "s3://bucket/a": "run.storage: needs the package s3fs, which is not installed (pip install s3fs), got s3://bucket/a",
+        f"file://{project}/outputs": None,
+    }
+    for url, line in lines.items():
+        if line and "s3fs" in line and importlib.util.find_spec("s3fs"):
+            continue
+        for verb in ("check", "run"):
+            done = tandem(project, verb, "job.yaml", f"run.storage={url}", "run.output=outputs")
+            own = f"run.storage: must be apart from the run's directory, outputs/run, got {url}"
+            assert (done.returncode, done.stderr) == (2, f"error: {line or own}\n")
 
 
 def test_export_copies_a_finished_model(tandem: Tandem, project: Path) -> None:

@@ -266,6 +266,23 @@ def test_whoever_goes_back_on_the_disk_is_not_led_forward(run: tuple[RunConfig, 
     assert start.step == 2 and "step-4 there is newer than where this run goes on" in start.told[0]
 
 
+def test_a_newer_one_is_fetched_than_the_newest_that_is_whole_here(run: tuple[RunConfig, Faulty, Path]) -> None:
+    config, storage, kept = run
+    save(config, 5)
+    for step in (3, 4, 5):
+        (kept / f"step-{step}/policy/a.bin").write_bytes(bytes(1000))
+    start = Start(config, storage)
+    assert start.step == 4 and start.told[0] == f"{kept}/step-5 is damaged, a file is not what was saved"
+    assert (kept / "step-4/policy/a.bin").read_bytes() == bytes([4]) * 1000
+
+
+def test_storage_says_where_to_go_on_when_the_disk_does_not(run: tuple[RunConfig, Faulty, Path]) -> None:
+    config, storage, kept = run
+    (kept / "latest").unlink()
+    start = Start(config, storage)
+    assert start.step == 4 and start.told[-1].endswith("it is step-4, which is here, that the run goes on from")
+
+
 @pytest.mark.parametrize("damage", ["flipped", "missing"])
 def test_a_damaged_disk_is_mended_from_storage(damage: str, run: tuple[RunConfig, Faulty, Path]) -> None:
     """Also where nothing on it is whole, of which `check` makes no mistake of the user's then."""

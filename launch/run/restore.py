@@ -16,6 +16,7 @@ from launch.storage.stored import StoredCheckpoints
 from launch.storage.uploads import Uploads
 from launch.tracking.events import Events
 
+_SAID = "it is step-{}, which is here, that the run goes on from"
 _GONE_BACK = "step-{} there is newer than where this run goes on, and is removed with the next checkpoint"
 
 
@@ -105,7 +106,9 @@ class RunStorage:
             if own is not None and step <= own:
                 return
             if is_whole(self._directory / f"step-{step}"):
-                tell_of(f"{self.stored.url}: {_GONE_BACK.format(step)}")
+                if own is None:  # nothing says where to go on
+                    self._checkpoints.point(step, "latest")
+                tell_of(f"{self.stored.url}: {(_SAID if own is None else _GONE_BACK).format(step)}")
                 return
             if self._fetched(step, tell_of, best=False):
                 self._fetch_best(step, tell_of)
@@ -113,15 +116,16 @@ class RunStorage:
 
     def _own_step(self, tell_of: Callable[[str], None]) -> int | None:
         """Where the run would go on without storage; None where nothing is whole."""
+        damaged: dict[str, str] = {}
         try:
-            found = self._checkpoints.latest()
+            while (found := self._checkpoints.latest(damaged)) and not is_whole(found.directory):
+                damaged[found.directory.name] = f"{found.directory} is damaged, a file is not what was saved"
+                tell_of(damaged[found.directory.name])
         except Damaged as error:
-            tell_of(str(error).partition("; ")[0])
+            if not damaged:
+                tell_of(str(error).partition("; ")[0])
             return None
-        if found is None or is_whole(found.directory):
-            return found and found.step
-        tell_of(f"{found.directory} is damaged")
-        return found.step - 1
+        return found and found.step
 
     def _fetch_best(self, latest: int, tell_of: Callable[[str], None]) -> None:
         """The best one as well, where one is kept."""

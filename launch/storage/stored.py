@@ -84,7 +84,9 @@ class StoredCheckpoints:
 
     def claim(self, run_id: str) -> None:
         """Let this process be the one that writes."""
-        self._storage.put_text(json.dumps({"run": run_id}), f"{self._run}/run.json")
+        text, name = json.dumps({"run": run_id}), f"{self._run}/run.json"
+        if self._storage.text(name) != text:  # half of it would be nobody's
+            self._storage.put_text(text, name)
         self._storage.put_text(self._driver, f"{self._run}/driver.id")
 
     def require_ours(self) -> None:
