@@ -1,4 +1,4 @@
-"""A run that two ranks with ZeRO-2 began goes on as one without ZeRO, and from storage alone, as if nothing had been."""
+"""A run that two ranks with ZeRO-2 began goes on as one without ZeRO, and from storage alone, as if nothing were."""
 
 import json
 import re
