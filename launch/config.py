@@ -29,6 +29,7 @@ from launch.kube.config import KubernetesConfig
 from launch.settings.file import apply_overrides, read_yaml
 from launch.settings.literal_secrets import secret_problems
 from launch.settings.values import odd_values
+from launch.storage.address import storage_problem
 
 _WANDB_LONGEST = {"entity": 128, "group": 128, "tags": 64}
 """Characters that Weights & Biases takes."""
@@ -143,6 +144,10 @@ class Run(Config):
     """Directory that holds run directories."""
     seed: int = Field(default=0, ge=0, lt=2**31)
     """Seed of data order, sampling and initialisation of everything but `model.init`."""
+    storage: str | None = None
+    """Where checkpoints and the exported model are put as well, beside training, below the run's name: a URL,
+    s3://BUCKET/PATH (package s3fs), gs://BUCKET/PATH (gcsfs) or file:///PATH, without credentials. A run whose own
+    directory has less goes on from there."""
     hub_model_id: str | None = None
     """Upload the exported model to this repository of the Hugging Face hub, OWNER/NAME, which is made when there is
     none; needs a token (HF_TOKEN, or `hf auth login`). What fails is a warning."""
@@ -163,6 +168,12 @@ class Run(Config):
                 f"output must be a path as it is, without ~ and $, which a shell replaces only where they are not "
                 f"quoted, got {self.output}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _storage_is_a_url(self) -> "Run":
+        if self.storage is not None and (problem := storage_problem(self.storage)):
+            raise ValueError(f"storage {problem}")
         return self
 
     @model_validator(mode="after")

@@ -118,7 +118,7 @@ class Run:
         saves.add("counting", self.part)
         self.warnings: list[str] = []
         now = SimpleNamespace(events=Events(self.config.directory, told=print))
-        reporter: Any = SimpleNamespace(now=now, warning=self.warnings.append)
+        reporter: Any = SimpleNamespace(now=now, warning=self.warnings.append, uploads=None)
         self.saver = RunCheckpointer(self.config, saves, set(), reporter)
 
     def save(self, step: int, *, last: bool = False, best: bool = False) -> None:

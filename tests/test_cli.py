@@ -1,6 +1,7 @@
 """The command line as a user meets it: exit codes, one line per mistake, no traceback, nothing started."""
 
 import contextlib
+import importlib.util
 import json
 import os
 import pty
@@ -301,6 +302,16 @@ def test_a_run_that_has_not_finished_says_what_there_is(tandem: Tandem, project:
     assert (stopped.returncode, stopped.stderr) == (2, f"error: {field}: {rule}; {resume}, got outputs/first\n")
 
 
+def test_storage_that_cannot_be_used_is_told_before_anything_starts(tandem: Tandem, project: Path) -> None:
+    if importlib.util.find_spec("s3fs") is None:
+        lacks = tandem(project, "check", "job.yaml", "run.storage=s3://bucket/a")
+        rule = "needs the package s3fs, which is not installed (pip install s3fs), got s3://bucket/a"
+        assert (lacks.returncode, lacks.stderr) == (2, f"error: run.storage: {rule}\n")
+    within = tandem(project, "run", "job.yaml", f"run.storage=file://{project}/outputs", "run.output=outputs")
+    rule = f"must be apart from the run's directory, outputs/run, got file://{project}/outputs"
+    assert (within.returncode, within.stderr) == (2, f"error: run.storage: {rule}\n")
+
+
 def test_export_copies_a_finished_model(tandem: Tandem, project: Path) -> None:
     export = fake_model(project / "outputs/first/export")
     assert tandem(project, "export", "outputs/first").stdout == "outputs/first/export\n"
@@ -311,6 +322,14 @@ def test_export_copies_a_finished_model(tandem: Tandem, project: Path) -> None:
     assert (again.returncode, again.stderr) == (2, "error: --output: must be a new or empty directory, got mine\n")
     none = tandem(project, "export", "outputs/first", "--adapter")
     assert (none.returncode, none.stderr) == (2, "error: --adapter: needs a run with model.lora, got outputs/first\n")
+    url = f"file://{project}/there/mine"
+    stored = tandem(project, "export", "outputs/first", "--output", url)
+    assert (stored.returncode, stored.stdout) == (0, f"{url}\n"), stored.stderr
+    assert (project / "there/mine/model.safetensors").read_bytes() == (export / "model.safetensors").read_bytes()
+    again = tandem(project, "export", "outputs/first", "--output", url)
+    assert (again.returncode, again.stderr) == (2, f"error: --output: must be a new or empty place, got {url}\n")
+    other = tandem(project, "export", "outputs/first", "--output", "ftp://host/a")
+    assert other.stderr == "error: --output: must begin with s3://, gs:// or file://, got ftp://host/a\n"
     below = tandem(project, "export", "outputs/first", "--output", "rows.jsonl/below")
     assert below.stderr.startswith("error: --output: must be a directory that can be written (")
     assert below.returncode == 2

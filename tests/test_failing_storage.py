@@ -84,7 +84,8 @@ class Run:
         self.warnings: list[str] = []
         self.told: list[str] = []
         self.events = Events(self.config.directory, told=self.told.append)
-        reporter: Any = SimpleNamespace(now=SimpleNamespace(events=self.events), warning=self.warnings.append)
+        now = SimpleNamespace(events=self.events)
+        reporter: Any = SimpleNamespace(now=now, warning=self.warnings.append, uploads=None)
         self.saver = RunCheckpointer(self.config, saves, set(), reporter, lambda: self.seconds)
 
     def step(self, step: int, *, last: bool = False, best: float | None = None) -> None:

@@ -1,6 +1,7 @@
-"""A run that two ranks with ZeRO-2 began goes on as one without ZeRO, as if nothing had changed."""
+"""A run that two ranks with ZeRO-2 began goes on as one without ZeRO, and from storage alone, as if nothing were."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.conftest import DEADLINE_S
+from launch.storage.store import Storage
+from launch.storage.stored import StoredCheckpoints
+from tests.conftest import DEADLINE_S, Job
 from tests.preloaded_commands import Commands
 
 TOLD = "checkpoint step-4 was written by 2 policy ranks with ZeRO-2: resuming on 1 with ZeRO-0"
@@ -31,12 +34,24 @@ JOB: dict[str, Any] = {
 TWO, ONE = ("policy.ranks=2", "policy.zero_stage=2"), ("policy.ranks=1", "policy.zero_stage=0")
 
 
+@pytest.fixture(scope="module")
+def there(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the storage of `whole` is."""
+    return tmp_path_factory.mktemp("there")
+
+
+@pytest.fixture(scope="module")
+def whole(tandem: Callable[..., Job], there: Path) -> Job:
+    """A run of two ranks with ZeRO-2, from its beginning to its end."""
+    job = tandem(JOB, *TWO, f"run.storage=file://{there}")
+    assert job.wait() == 0, job.text
+    return job
+
+
 def test_a_run_goes_on_with_fewer_ranks_and_without_zero(
-    tandem: Callable[..., Any], commands: Commands, tmp_path: Path
+    whole: Job, tandem: Callable[..., Job], commands: Commands, tmp_path: Path
 ) -> None:
     """The same rows, losses, norms and rates, and the same model in the end; any of its checkpoints gives a model."""
-    whole = tandem(JOB, *TWO)
-    assert whole.wait() == 0, whole.text
     assert "was written by" not in whole.text
     shutil.copytree(whole.directory, tmp_path / "run", ignore=shutil.ignore_patterns("logs", "export", "step-8"))
     (tmp_path / "run/checkpoints/latest").write_text("step-4")
@@ -59,6 +74,41 @@ def test_a_run_goes_on_with_fewer_ranks_and_without_zero(
     for name, tensor in models[0].items():
         torch.testing.assert_close(models[1][name], tensor, rtol=0, atol=1e-5)
     _assert_exports_what_two_ranks_averaged(commands, resumed.directory)
+
+
+def test_a_run_goes_on_from_storage_alone_bit_for_bit(
+    whole: Job, there: Path, tandem: Callable[..., Job], tmp_path: Path
+) -> None:
+    """With an empty disk, where the newest object is damaged: it is named, and the one before is used."""
+    stored = StoredCheckpoints(Storage(f"file://{there}"), "run", "nobody")
+    assert stored.candidates() == [8, 4]
+    model = whole.directory / "export"
+    files = {path.relative_to(model): path.read_bytes() for path in model.rglob("*") if path.is_file()}
+    assert files == {name: (there / "run/export" / name).read_bytes() for name in files}
+    # A copy, as its other test has this run, too.
+    shutil.copytree(there, tmp_path / "there", ignore=shutil.ignore_patterns("export"))
+    (damaged,) = (tmp_path / "there/run/checkpoints/step-8").glob("*/policy/average-1.pt")
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
+    resumed = tandem(JOB, *TWO, f"run.storage=file://{tmp_path}/there", directory=tmp_path)
+    assert resumed.wait() == 0, resumed.text
+    told = " ".join(resumed.text.split())
+    assert f"file://{tmp_path}/there/run/checkpoints/step-8 is damaged, " in told and "resuming from step 4" in told
+    assert _numbers(resumed) == _numbers(whole)[4:]
+    stored = StoredCheckpoints(Storage(f"file://{tmp_path}/there"), "run", "nobody")
+    assert stored.candidates() == [8, 4] and stored.fetch(8, tmp_path / "fetched") is None
+    one, other = (
+        json.loads((path / "manifest.json").read_text())["sha256"]
+        for path in (whole.directory / "checkpoints/step-8", tmp_path / "fetched")
+    )
+    assert one == other, "all that was saved is the same, bit for bit"
+    for place in (resumed.directory / "export", tmp_path / "there/run/export"):
+        assert (place / "model.safetensors").read_bytes() == files[Path("model.safetensors")]
+
+
+def _numbers(job: Job) -> list[dict[str, Any]]:
+    """Metrics that do not tell time."""
+    told = re.compile(r"time/|tokens_per_second")
+    return [{name: value for name, value in line.items() if not told.match(name)} for line in job.metrics()]
 
 
 def _assert_exports_what_two_ranks_averaged(commands: Commands, run: Path) -> None:

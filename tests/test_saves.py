@@ -93,6 +93,8 @@ def saved(tmp_path: Path) -> Path:
 class Notes:
     """What a resume says."""
 
+    uploads = None
+
     def __init__(self) -> None:
         self.said: list[str] = []
 

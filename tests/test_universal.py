@@ -38,7 +38,7 @@ from tests.trainees import INIT, Trainee, UnevenWorker, started_trainees
 
 __all__ = ["alone"]
 
-NOBODY: Any = None
+NOBODY: Any = SimpleNamespace(uploads=None)
 """Storage does not fail here: nothing is told."""
 SAVED, MORE = 3, 3
 ADAMW = OptimizerConfig(lr=2e-3, weight_decay=0.01, schedule="cosine", warmup_updates=2, max_grad_norm=0.5)
@@ -180,7 +180,7 @@ def job(output: Path, shards: Shards) -> RunConfig:
 def resumed(config: RunConfig, group: ActorGroup[Trainee]) -> list[str]:
     """What a run says that resumes with this group."""
     said: list[str] = []
-    reporter: Any = SimpleNamespace(phase=said.append, note=said.append)
+    reporter: Any = SimpleNamespace(phase=said.append, note=said.append, uploads=None)
     loop: Any = SimpleNamespace(parts={"best": StandInForTheBest()})
     resume(config, Saves({"policy": group}), loop, reporter)
     return said

@@ -33,6 +33,7 @@ from launch.kinds.kind import JobKind
 from launch.kinds.table import job_kind
 from launch.models.files import Policy, check_names, check_tokenizer, read_policy
 from launch.run.checkpoint import Checkpoints
+from launch.run.manifest import Checkpoint, Damaged
 from launch.run.ray_address import open_warnings
 from launch.settings.file import apply_overrides
 from launch.settings.literal_secrets import plain_http_warnings
@@ -41,6 +42,7 @@ from launch.settings.rules_kubernetes import auth_warnings
 from launch.sizes.estimate import decoder_shape
 from launch.sizes.machine import this_machine
 from launch.sizes.placement import demands
+from launch.storage.address import check_apart, check_package
 
 _COUNT_FROM_PADDING = ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl")
 """Families whose first position is the one behind the padding token's number."""
@@ -117,7 +119,7 @@ def _examine(findings: Findings, rewards: RewardProbe) -> None:
         with findings.collecting():
             # First, as a directory of somebody else's has no checkpoints to look for.
             check_output(config)
-            findings.checkpoint = Checkpoints(config).latest()
+            findings.checkpoint = _latest(config)
             findings.warnings += findings.checkpoint.passed_over if findings.checkpoint else ()
         # Too few CPUs or GPUs and too little memory have one cause, which is told once: see `check_room`.
         told = len(findings.problems)
@@ -146,6 +148,10 @@ def _examine(findings: Findings, rewards: RewardProbe) -> None:
             if config.run.hub_model_id:
                 check_can_push("run.hub_model_id", config.run.hub_model_id)
         with findings.collecting():
+            if config.run.storage:
+                check_package("run.storage", config.run.storage)
+                check_apart(config.run.storage, config.directory)
+        with findings.collecting():
             kind.check_packages()
     with findings.collecting():
         findings.warnings.extend(check_engine_options(config.rollout))
@@ -165,6 +171,16 @@ def _examine(findings: Findings, rewards: RewardProbe) -> None:
     findings.notes += kind.notes()
     open_to_all = auth_warnings(config) + ([] if findings.elsewhere else open_warnings())
     findings.warnings.extend(plain_http_warnings(config) + open_to_all + kind.warnings())
+
+
+def _latest(config: RunConfig) -> Checkpoint | None:
+    """Where the run would go on; None also where that is in storage, perhaps."""
+    try:
+        return Checkpoints(config).latest()
+    except Damaged:
+        if config.run.storage:  # which the run asks for a whole one
+            return None
+        raise
 
 
 def _template_is_here(findings: Findings) -> bool:

@@ -15,16 +15,16 @@ from actors.files.full_disk import told_when_full
 from actors.files.own_files import StoredFile, create, sha256_of, stranger
 from actors.files.parts import Entry
 from algorithms.data.row_contents import Contents
-from launch.checks.contents import changed_contents, changed_text_files, keep_contents, kept_contents, kept_text_files
+from launch.checks.contents import keep_contents, kept_contents, kept_text_files
 from launch.checks.resumed_data import data_settings
 from launch.config import RunConfig
 from launch.run.attempt_link import is_restarted
 from launch.run.earlier import remove, remove_results, set_newer_aside, set_results_aside
-from launch.run.identity import changes, identity
+from launch.run.identity import how_to_start_anew, identity, require_same
 from launch.run.manifest import (
     UNREADABLE,
     Checkpoint,
-    Manifest,
+    Damaged,
     changed_file,
     difference,
     finished,
@@ -33,11 +33,14 @@ from launch.run.manifest import (
     kept_shards,
     read_manifest,
     step_of,
+    superseded,
     surplus,
 )
 
 # Not the number of the process: on another machine, or later, another one has it too.
-_THIS_DRIVER = uuid.uuid4().hex
+THIS_DRIVER = uuid.uuid4().hex
+"""Id of this process, which no other one has had."""
+
 
 Files = Iterable[StoredFile]
 """Files that somebody has written or sees."""
@@ -62,6 +65,8 @@ class Checkpoints:
         self._config = config
         self._directory = config.directory / "checkpoints"
         self._driver = config.directory / "logs/driver.id"
+        self.spared: Callable[[], Iterable[Path]] = tuple
+        """Directories that somebody still reads: they go later."""
 
     def latest(self, damaged: Mapping[str, str] | None = None) -> Checkpoint | None:
         """The checkpoint to continue from; None when there is none, or when `checkpoint.resume` is false.
@@ -89,7 +94,8 @@ class Checkpoints:
         if name is None:
             if found := finished(self._directory):
                 names = ", ".join(path.name for path in found)
-                raise self.refused(f"{self._directory} holds {names}, and latest, which says where to go on, is gone")
+                lost = f"{self._directory} holds {names}, and latest, which says where to go on, is gone"
+                raise Damaged(*self.refused(lost).problems)
             return None
         latest = self._directory / name
         if step_of(latest) < 0 or latest.parent != self._directory:
@@ -103,7 +109,7 @@ class Checkpoints:
             if wrong is None:
                 return self._read(directory, passed_over)
             passed_over.append(wrong)
-        raise self.refused(passed_over[0])
+        raise Damaged(*self.refused(passed_over[0]).problems)
 
     def _damage(self, directory: Path, *, hashed: bool) -> str | None:
         """What is wrong with a checkpoint, in words that begin with its path; `hashed`: also with its content, where
@@ -123,7 +129,7 @@ class Checkpoints:
 
     def _read(self, directory: Path, passed_over: list[str]) -> Checkpoint:
         manifest, _, _ = read_manifest(directory)
-        self._require_same(manifest, directory)
+        require_same(self._config, manifest, directory)
         kept = manifest.get("data")
         data = kept if isinstance(kept, dict) else {}
         rows, shards = kept_rows(manifest.get("rows")), kept_shards(manifest)
@@ -145,7 +151,7 @@ class Checkpoints:
                     command = f"rm -d {shlex.quote(str(pointer))} && {command}"
                 offer = f"to go on from {other.name}, which is whole: {command}; "
                 break
-        return UserError(f"checkpoint.resume: {problem}; {offer}{_anew(self._config)}")
+        return UserError(f"checkpoint.resume: {problem}; {offer}{how_to_start_anew(self._config)}")
 
     def prepare(self, found: Checkpoint | None) -> list[str]:
         """Make way for a run that starts, from `found` of `latest`; returns what was moved or removed, a line each.
@@ -175,7 +181,7 @@ class Checkpoints:
         if self.best() is None:  # also where `algorithm.best_by` is another metric now
             remove(self._directory / "best")
         self._driver.parent.mkdir(parents=True, exist_ok=True)
-        self._driver.write_text(_THIS_DRIVER, encoding="utf-8")
+        self._driver.write_text(THIS_DRIVER, encoding="utf-8")
         return [line for line in lines if line]
 
     def go_on_from(self, found: Checkpoint) -> list[str]:
@@ -191,7 +197,7 @@ class Checkpoints:
 
     def require_shared(self, read: Callable[[Path], list[str | None]]) -> None:
         """Raise UserError unless all ranks see this run's directory; `read` reads a file on each of them."""
-        if any(text != _THIS_DRIVER for text in read(self._driver.absolute())):
+        if any(text != THIS_DRIVER for text in read(self._driver.absolute())):
             raise UserError(
                 f"run.output: must be an absolute path on storage that all nodes share (the ranks do not see "
                 f"{self._config.directory.absolute()} as the driver does), got {self._config.run.output}"
@@ -200,7 +206,7 @@ class Checkpoints:
     def require_ours(self) -> None:
         """Raise UserError when another driver has begun this run anew, on this machine or another one: two drivers
         would write each other's checkpoints and metrics."""
-        if self._driver.exists() and self._driver.read_bytes() != _THIS_DRIVER.encode():
+        if self._driver.exists() and self._driver.read_bytes() != THIS_DRIVER.encode():
             raise UserError(
                 f"run.name: another driver has taken over {self._config.directory}, so this one ends, "
                 f"got {self._config.run.name}"
@@ -314,6 +320,10 @@ class Checkpoints:
         self._prune(final)
         return final
 
+    def point(self, step: int, pointer: str) -> None:
+        """Let `latest` or `best` name the checkpoint of a step."""
+        os.replace(self._say(self._directory / f"step-{step}", pointer), self._directory / pointer)
+
     def due(self, step: int, last: bool) -> bool:
         """Whether to save after this step."""
         every = self._config.checkpoint.every
@@ -360,34 +370,9 @@ class Checkpoints:
         return partial
 
     def _prune(self, latest: Path) -> None:
-        spared, every = (latest, self.best()), self._config.checkpoint.keep_every
-        others = [path for path in finished(self._directory) if path not in spared]
-        others = [path for path in others if not (every and step_of(path) % every == 0)]
-        kept = self._config.checkpoint.keep - 1  # the best one and those for good come on top
-        for old in others[: max(0, len(others) - kept)]:
+        spared = {step_of(path) for path in (latest, self.best(), *self.spared()) if path}
+        paths = {step_of(path): path for path in finished(self._directory)}
+        for step in superseded(list(paths), spared, self._config.checkpoint):
             # Only now: a run that is killed before has one checkpoint too many, and none too few.
             with contextlib.suppress(OSError):  # the new one is in place: the next `keep` removes it
-                shutil.rmtree(old)
-
-    def _require_same(self, manifest: Manifest, directory: Path) -> None:
-        """Raise UserError unless this configuration describes the run that wrote the checkpoint, and the models it
-        names are those of then."""
-        then, now = manifest["identity"], identity(self._config)
-        problems = [
-            f"{field}: must be {json.dumps(old)} to resume from {directory}, got {json.dumps(new)}; "
-            f"{_anew(self._config)}"
-            for field, old, new in changes("", then, now)
-            # By what the state is divided may change: it is divided anew.
-            if field.rpartition(".")[2] not in ("ranks", "zero_stage")
-        ]
-        if not problems:  # of other paths, the contents are others as well
-            changed = changed_contents(self._config, manifest.get("contents"), directory)
-            if not changed and not self._config.checkpoint.accept_new_data:
-                changed = changed_text_files(self._config, manifest.get("text_files"), directory)
-            problems = [f"{line}; {_anew(self._config)}" for line in changed]
-        if problems:
-            raise UserError(*problems)
-
-
-def _anew(config: RunConfig) -> str:
-    return f"to start anew: checkpoint.resume=false, or another run.name than {config.run.name}"
+                shutil.rmtree(paths[step])

@@ -87,7 +87,8 @@ class RunCheckpointer:
         """Copy what a checkpoint is made of, when it is time, and begin to write it.
 
         Raises:
-            UserError: storage is not shared, the directory gone, or the run another's.
+            UserError: storage is not shared, the directory gone, the run another's, or
+                `run.storage` has failed for too long.
             OSError, GroupError, UserError: storage has failed, and either the run ends with this step or no checkpoint
                 was whole for longer than `checkpoint.max_age_s`; or another checkpoint has failed otherwise.
         """
@@ -98,6 +99,8 @@ class RunCheckpointer:
         with self._storage(step, best):
             require_there(self._directory)
             self._checkpoints.require_ours()
+            if uploads := self._reporter.uploads:
+                uploads.check()
             if self._must or best or self._checkpoints.due(step, last) or self._again(step):
                 self._begin(step, best)
 
@@ -156,8 +159,13 @@ class RunCheckpointer:
         """A checkpoint is written, and its step reported: from here on, it is whole. On the thread that writes, unless
         `checkpoint.beside` is false."""
         self._checkpoints.require_ours()  # perhaps minutes after `save` has asked
+        uploads = self._reporter.uploads
+        if uploads:
+            self._checkpoints.spared = uploads.spared
         directory = self._checkpoints.keep(step, best=best)
         self._is_whole(step, directory)
+        if uploads:
+            uploads.put(step, directory, best=best)
 
     def _not_written(self, step: int, captured: Captured, error: BaseException) -> None:
         """On the thread: whatever was written of it is removed."""

@@ -1,15 +1,17 @@
 """What a checkpoint's manifest says, and whether the checkpoint is as it says."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
+from actors.config_base import UserError
 from actors.files.own_files import sha256_of, stranger
 from actors.files.parts import Entry
 from actors.train.shards import Shards
 from algorithms.data.row_contents import Content, Contents
+from launch.config import CheckpointConfig
 
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
 """What reading a manifest raises when there is none, or it is none."""
@@ -17,6 +19,10 @@ _FORMER = {"batches": "batches", "shaper": "rewards", "kl": "kl"}
 """Part -> its name in the state that older checkpoints have instead of parts."""
 _MOST_BYTES = 4 * 2**30
 """Of files that are read to find out whether a checkpoint is whole; of larger ones, only the sizes are compared."""
+
+
+class Damaged(UserError):
+    """That checkpoints are there, and none that the run could go on from by itself."""
 
 
 class Manifest(TypedDict):
@@ -56,6 +62,13 @@ def step_of(path: Path) -> int:
     """The number in `step-N`, -1 for a directory that is no finished checkpoint."""
     number = path.name.removeprefix("step-")
     return int(number) if path.name != number and number.isascii() and number.isdecimal() else -1
+
+
+def superseded(steps: Sequence[int], spared: Container[int | None], rules: CheckpointConfig) -> list[int]:
+    """Steps, of those whose checkpoints are there, in order, that are not to be kept any longer; `spared`: the latest,
+    and those that are kept beside."""
+    others = [step for step in steps if step not in spared and not (rules.keep_every and step % rules.keep_every == 0)]
+    return others[: max(0, len(others) - (rules.keep - 1))]
 
 
 def finished(checkpoints: Path) -> list[Path]:

@@ -30,12 +30,14 @@ from launch.run.ray_lost import RayLost, ray_is_dead, told_of_ray
 from launch.run.ray_watch import watched_ray
 from launch.run.reserve import place, release
 from launch.run.reserved import Placement
+from launch.run.restore import RunStorage
 from launch.run.signals import arm, hold, interruptible
 from launch.screen.display import Display
 from launch.screen.merging import merging_lost
 from launch.screen.reporter import RunReporter
 from launch.screen.stdout import tell
 from launch.screen.summary import how_it_ended, last_screen
+from launch.storage.uploads import Uploads
 from launch.tracking.now import Now
 from launch.tracking.redraw import CurveDrawer
 from launch.tracking.tracker import Tracker
@@ -67,18 +69,20 @@ def run(config: RunConfig, display: Display | None = None) -> int:
             mteb_tasks(benchmarks)  # an unknown name shall not be found after hours
         faults = Faults(config)
         # Before the tracker, which writes metrics that this may have to move aside.
-        found = _prepare(config, display.note)
+        storage = RunStorage(config) if config.run.storage else None
+        found = _prepare(config, display.note, storage)
         reached = found.step if found else 0
         tracker = Tracker(config.directory, config, reached, display.warning)
         faults.open(anew=found is None, told=display.note)
         now = Now(config.directory, faults.events, reached)
+        uploads = storage.uploads(faults.events, display.warning) if storage else None
         curves = CurveDrawer(config.directory, display.warning)
         ended_by: BaseException | None = None
         try:
-            _learn_and_export(config, RunReporter(display, tracker, now, curves, faults), display, faults)
+            _learn_and_export(config, RunReporter(display, tracker, now, curves, faults, uploads), display, faults)
         except (Exception, KeyboardInterrupt) as error:  # Whatever it was: the cause in a few lines, the rest in a log.
             ended_by = error
-        again = faults.end(ended_by, display.warning)
+        again = _end(config, uploads, display, faults, ended_by)
         picture = _close(display, tracker, curves, draw=not again)
         if again:
             return AGAIN
@@ -93,6 +97,28 @@ def run(config: RunConfig, display: Display | None = None) -> int:
             print("measuring with MTEB ...", flush=True)
             _measure_with_mteb(config, benchmarks)
     return code
+
+
+def _end(
+    config: RunConfig, uploads: Uploads | None, display: Display, faults: Faults, ended_by: BaseException | None
+) -> bool:
+    """Wait for what is still to be put into storage, unless the next attempt does that; returns whether there is
+    one."""
+    if uploads and ended_by is None:
+        _finish(config, uploads, display, config.checkpoint.max_age_s)  # first: what fails is not over
+    again = faults.end(ended_by, display.warning)
+    if uploads and again:
+        uploads.stop()
+    elif uploads and ended_by is not None:
+        # Whoever has ended it at once does not want to wait.
+        _finish(config, uploads, display, 0 if isinstance(ended_by, KeyboardInterrupt) else config.cluster.stop_wait_s)
+    return again
+
+
+def _finish(config: RunConfig, uploads: Uploads, display: Display, within_s: float) -> None:
+    arm()  # what is on the disk stays there: whoever does not want to wait may end it
+    with contextlib.suppress(KeyboardInterrupt):  # what is not there is told
+        uploads.finish(within_s, lambda what: display.note(f"waiting for uploads to {config.run.storage}: {what}"))
 
 
 def _close(display: Display, tracker: Tracker, curves: CurveDrawer, *, draw: bool = True) -> Path | None:
@@ -110,15 +136,19 @@ def _close(display: Display, tracker: Tracker, curves: CurveDrawer, *, draw: boo
     return picture
 
 
-def _prepare(config: RunConfig, tell_of: Callable[[str], None]) -> Checkpoint | None:
+def _prepare(config: RunConfig, tell_of: Callable[[str], None], storage: RunStorage | None = None) -> Checkpoint | None:
     """Make the run directory ready and return the checkpoint to continue from; what an earlier run left and does not
     go on is moved aside, or removed where `checkpoint.resume` is false, and told. Raises UserError."""
     directory, checkpoints = config.directory, Checkpoints(config)
     try:
+        if storage:
+            storage.restore(tell_of)
         found = checkpoints.latest()
         (directory / "logs").mkdir(parents=True, exist_ok=True)
         for line in checkpoints.prepare(found):
             tell_of(line)
+        if storage:
+            storage.claim()
         (directory / "config.json").write_text(
             json.dumps(config.model_dump(mode="json"), indent=2, ensure_ascii=False), encoding="utf-8"
         )
@@ -188,6 +218,8 @@ def _learn_and_export(config: RunConfig, reporter: RunReporter, display: Display
             arm()  # The last step is saved: nothing is lost by ending at once.
             reporter.phase("exporting")
             _export_best(config, roster, loop.step, reporter)
+            if reporter.uploads:
+                reporter.uploads.put_export(config.directory / "export")
 
 
 @contextlib.contextmanager

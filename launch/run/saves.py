@@ -151,6 +151,8 @@ def resume(config: RunConfig, saves: Saves, loop: Loop, reporter: "RunReporter")
     if not has_hashes(found.directory):
         reporter.note(f"{found.directory.name} has no hashes: only the sizes of its files were compared")
     reporter.note(f"resuming from step {found.step}")
+    if reporter.uploads:  # what an earlier start has not put there
+        reporter.uploads.put(found.step, found.directory, best=checkpoints.best() == found.directory)
     for line in divided_anew(config, found, saves.groups):
         reporter.note(line)
     reporter.phase("loading the checkpoint")

@@ -6,6 +6,7 @@ from algorithms.loop import spread_over
 from launch.run.faults import Faults
 from launch.screen.display import Display
 from launch.screen.health import Health
+from launch.storage.uploads import Uploads
 from launch.tracking.now import Now
 from launch.tracking.redraw import CurveDrawer
 from launch.tracking.tracker import Tracker
@@ -25,10 +26,13 @@ class RunReporter:
         now: Now,
         curves: CurveDrawer | None = None,
         faults: Faults | None = None,
+        uploads: Uploads | None = None,
     ) -> None:
         self._display = display
         self._tracker = tracker
         self.now = now
+        self.uploads = uploads
+        """What puts checkpoints into storage; None where there is none."""
         self._curves = curves
         self._faults = faults
         self._health = Health()

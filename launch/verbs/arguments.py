@@ -70,7 +70,9 @@ def chat_arguments(parser: argparse.ArgumentParser) -> None:
 def export_arguments(parser: argparse.ArgumentParser) -> None:
     """Those of `export`."""
     parser.add_argument("run", metavar="RUN", help="run directory, such as outputs/demo, or a PEFT directory to merge")
-    parser.add_argument("--output", metavar="DIR", help="copy the model there (default: only print where it is)")
+    parser.add_argument(
+        "--output", metavar="DIR", help="copy the model there, also to a URL (default: only print where it is)"
+    )
     parser.add_argument("--adapter", action="store_true", help="the LoRA adapters alone, a PEFT directory")
     parser.add_argument("--step", metavar="N", type=_count, help="the model of this checkpoint, one that is kept")
     parser.add_argument("--push", metavar="OWNER/NAME", help="upload it to this repository of the Hugging Face hub")

@@ -12,10 +12,13 @@ from actors.config import UserError
 from actors.failure import reason_of
 from actors.models.hub_cache import is_hub_id, local_directory
 from actors.models.safetensors_header import parse_json
-from launch.exports.links import check_links
+from launch.exports.links import check_links, check_public
 from launch.jobs.secret_files import holds_secrets
 from launch.models.tensors import check_whole
 from launch.screen.merging import merging_lost
+from launch.storage.address import check_package, storage_problem
+from launch.storage.store import Storage, StorageError
+from launch.storage.stored import put_model
 from launch.verbs.chat import model_directory
 
 _ADAPTER = "adapter"
@@ -23,7 +26,7 @@ _SETTINGS = "adapter_config.json"
 
 
 def export(run: str, *, output: str | None, adapter: bool = False) -> int:
-    """Copy the model of a finished run to `output` (default: print where it is).
+    """Copy the model of a finished run to `output`, a directory or a URL of storage (default: print where it is).
 
     With `adapter`, a PEFT directory instead of the model; where `run` itself is one, the model that it makes.
 
@@ -43,6 +46,8 @@ def export(run: str, *, output: str | None, adapter: bool = False) -> int:
     if output is None:
         print(source)
         return 0
+    if "://" in output:
+        return _put(source, Path(run), output)
     check_links(source, "RUN", Path(run))
     target = _target(output)
     try:
@@ -53,6 +58,26 @@ def export(run: str, *, output: str | None, adapter: bool = False) -> int:
     except OSError as error:
         raise _unwritable(output, error) from None
     print(target)
+    return 0
+
+
+def _put(source: Path, run: Path, url: str) -> int:
+    """Put a model into storage."""
+    if problem := storage_problem(url):
+        raise UserError(f"--output: {problem}")
+    check_package("--output", url)
+    place, _, name = url.rstrip("/").rpartition("/")
+    if place.endswith("/"):
+        raise UserError(f"--output: must name a place in the bucket, {url}/PATH, got {url}")
+    check_public(source, "RUN", run)
+    try:
+        storage = Storage(place)
+        if storage.sizes(name):
+            raise UserError(f"--output: must be a new or empty place, got {url}")
+        put_model(source, storage, name, set(), without=(_ADAPTER,))
+    except StorageError as error:
+        raise UserError(f"--output: must be storage that can be written ({error}), got {url}") from None
+    print(url)
     return 0
 
 
@@ -141,6 +166,8 @@ def _is_skeleton(directory: Path) -> bool:
 
 
 def _target(output: str) -> Path:
+    if "://" in output:
+        raise UserError(f"--output: must be a directory for what is merged, got {output}")
     target = Path(output)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"--output: must be a new or empty directory, got {output}")
