@@ -41,6 +41,8 @@ class Slot:
     """Environment variables, beside those of all processes."""
     node: str = ""
     """Address of its node; empty when there is only one."""
+    node_id: str = ""
+    """Ray's id of its node, when it was reserved."""
     alone: bool = False
     """Whether all of the run is on this node."""
     niceness: int = 0

@@ -19,7 +19,7 @@ import time
 from types import SimpleNamespace
 import ray
 from ray.cluster_utils import Cluster
-from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
 from actors.config import UserError
 from launch.run import reserve
 from launch.run.local_ray import only_what_is_used
@@ -78,6 +78,24 @@ assert other.wait(30)
 print("taken", refused(engines=3, cpus_per_engine=1.5))
 remove_placement_group(other)
 print("again", *where([], engines=2, cpus_per_engine=3))
+
+def of(slots):
+    return [names[slot.node_id] for slot in slots]
+
+settings = config(60, {"engines": 2, "cpus_per_engine": 1})
+placement = place(settings, print)
+before, groups = of(placement.slots["policy"]), list(placement.reserved)
+others = {node for node, name in names.items() if name in before}
+[slot] = reserve.reserve_elsewhere(settings, placement, "policy", avoid=others, within_s=30.0, notify=print)
+assert placement.reserved[:-1] == groups, "what it has, it keeps"
+placement.move("policy", 0, slot)
+states = [placement_group_table(group)["state"] for group in groups]
+print("moved", before != of([slot]), states.count("REMOVED"), len(placement.reserved) == len(groups))
+try:
+    reserve.reserve_elsewhere(settings, placement, "policy", avoid=set(names), within_s=30.0, notify=print)
+except reserve.NoRoom:
+    print("nowhere", len(placement.reserved) == len(groups))
+release(placement)
 """
 
 
@@ -142,3 +160,10 @@ def test_engines_are_packed_on_few_nodes_or_kept_apart(told: dict[str, str], cas
 def test_a_shortage_is_that_of_all_engines(told: dict[str, str], case: str, line: str) -> None:
     """Also when some of them have their bundles already: these are not missing."""
     assert told[case] == line
+
+
+def test_a_group_moves_to_other_nodes(told: dict[str, str]) -> None:
+    """Its new bundle is on none of those that are avoided, what it had is given back, and where there are no others
+    nothing is kept."""
+    assert told["moved"] == "True 1 True"
+    assert told["nowhere"] == "True"

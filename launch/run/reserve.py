@@ -3,7 +3,7 @@
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -17,7 +17,15 @@ from launch.config import RunConfig
 from launch.run.reserved import Placement
 from launch.run.shortage import Node, lacking, shortage
 from launch.settings.environment import with_token_kept
-from launch.sizes.placement import Demand, Reservation, demands, policy_alone, reservations, reward_processes
+from launch.sizes.placement import (
+    Demand,
+    Reservation,
+    demands,
+    policy_alone,
+    reservation_of,
+    reservations,
+    reward_processes,
+)
 
 Notify = Callable[[str], None]
 _LOOK_S = 2
@@ -111,6 +119,58 @@ def _placed(
             name: [replace(slot, alone=True) for slot in slots] for name, slots in placement.slots.items()
         }
     return placement
+
+
+def reserve_elsewhere(
+    config: RunConfig, placement: Placement, group: str, *, avoid: Set[str], within_s: float, notify: Notify
+) -> list[Slot]:
+    """Reserve the bundles of a group once more, on other nodes; waits for them.
+
+    Nothing else changes: `Placement.move` puts a process of the group into its new slot, and gives the old one back.
+
+    Args:
+        config: of the run.
+        placement: what it has reserved, to which the new bundles are added.
+        group: of which all processes move; one that shares its bundles with others cannot.
+        avoid: ids of nodes that are lost, or about to go.
+        within_s: longest wait, in seconds.
+        notify: hears what is missing.
+
+    Raises:
+        NoRoom: the nodes that there are without the avoided ones would not do, and did with them.
+        UserError: `within_s` has passed.
+
+    Example:
+        for rank, slot in enumerate(reserve_elsewhere(config, placement, "policy", avoid={node}, within_s=20.0, ...)):
+            roster["policy"].replace(rank, slot)
+            placement.move("policy", rank, slot)
+    """
+    # Engines are as many as there are, which may be fewer than the configuration allows.
+    wanted = reservation_of(config, group, len(placement.slots[group]))
+    found = Placement()
+    try:
+        waiting = _Waiting(wanted, Deadline(within_s), {*avoid, *others_nodes(config, placement, group)}, notify, True)
+        places = _places(waiting, found.reserved)
+    except BaseException:
+        release(found)
+        raise
+    placement.reserved += found.reserved
+    by_name = {demand.group: demand for demand in demands(config)}
+    return _slots(wanted, by_name, places, _addresses())[group]
+
+
+def others_nodes(config: RunConfig, placement: Placement, group: str) -> set[str]:
+    """Ids of the nodes that a group may not be on, as others are: with placement separate."""
+    if config.cluster.placement != "separate":
+        return set()
+    engines = group == "rollout"
+    return {
+        slot.node_id
+        for name, slots in placement.slots.items()
+        for slot in slots
+        # As when the run begins: reward processes are among the others.
+        if (name == "rollout") != engines
+    }
 
 
 def release(placement: Placement) -> None:
@@ -241,4 +301,5 @@ def _slot(demand: Demand, place: Place, sharing: int, addresses: dict[str, str])
         resources=dict(demand.resources),
         env=with_token_kept(demand.env, os.environ),
         node=addresses.get(place.node, ""),
+        node_id=place.node,
     )

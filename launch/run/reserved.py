@@ -3,7 +3,7 @@
 from collections import Counter
 from dataclasses import dataclass, field
 
-from ray.util.placement_group import PlacementGroup
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from actors.group import Slot
 
@@ -25,3 +25,15 @@ class Placement:
             for group, found in counts.items()
             if found
         )
+
+    def move(self, group: str, rank: int, slot: Slot) -> None:
+        """A process of a group is in another slot: what nobody uses any more is given back."""
+        before, self.slots[group][rank] = self.slots[group][rank], slot
+        self.give_back(before)
+
+    def give_back(self, slot: Slot) -> None:
+        """Give a slot's bundles back, unless a process has another one of them; what runs in them ends."""
+        used = {each.placement.id for slots in self.slots.values() for each in slots}
+        if slot.placement.id not in used:
+            self.reserved = [group for group in self.reserved if group.id != slot.placement.id]
+            remove_placement_group(slot.placement)

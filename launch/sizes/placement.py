@@ -4,7 +4,7 @@ Shared by `check`, by the rendering for Kubernetes and by the run itself. Import
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from actors.config import GroupConfig, PlacedConfig
 from actors.config_rollout import RolloutConfig
@@ -97,6 +97,14 @@ def reservations(config: RunConfig) -> list[Reservation]:
 def policy_alone(config: RunConfig) -> Reservation:
     """That of the policy, where no other group is started."""
     return _own(_group("policy", config.policy))
+
+
+def reservation_of(config: RunConfig, group: str, count: int) -> Reservation:
+    """That of so many processes of a group, beside what others have reserved; raises ValueError where it has no bundles
+    of its own."""
+    if config.cluster.placement == "shared":
+        raise ValueError(f"{group} shares its bundles with other groups (cluster.placement shared)")
+    return _own(replace(next(demand for demand in demands(config) if demand.group == group), count=count))
 
 
 def reward_processes(config: RunConfig) -> Reservation | None:
