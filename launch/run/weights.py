@@ -90,7 +90,7 @@ class Weights:
                         raise
                     continue
                 members.serve(engines, version, losses)
-                return metrics
+                return metrics | {"rollout/engines": float(members.counts()[0])}
 
     def welcome(self) -> None:
         """Give engines that are back the weights of the others, where the policy is free to send them and has not moved
@@ -149,7 +149,8 @@ class Weights:
         while all(members.losses[engine] == losses[engine] for engine in engines):
             if time.monotonic() > until:
                 return False
-            for engine, told in enumerate(self._rollout.pulses(_PULSE_S)):
+            # Of one that has joined since, nobody was asked for anything.
+            for engine, told in zip(range(len(losses)), self._rollout.pulses(_PULSE_S), strict=False):
                 if isinstance(told, RankLost):
                     self._lose(engine, losses, told)
         return True

@@ -61,6 +61,8 @@ class Now:
         """Clock of lost time."""
         self.processes: Callable[[], Mapping[str, int]] = dict
         """Gives the processes of the run's groups: `policy[0]` -> pid."""
+        self.engines: Callable[[], tuple[int, int]] | None = None
+        """Gives how many engines serve, and how many do or are to do so again."""
         self.phase(START)
 
     def rewind(self, reached: int) -> None:
@@ -104,6 +106,8 @@ class Now:
             content = {"at": at, "attempt": self.events.attempt, "step": self.events.step}
             content |= {"phase": self.events.phase, "driver": os.getpid()}
             content |= {"elapsed_s": round(self.lost.now_s(), 3), "processes": dict(self.processes())}
+            if self.engines:
+                content |= dict(zip(("engines_serving", "engines_expected"), self.engines(), strict=True))
             _put(self._path, self._partial, json.dumps(content).encode())
 
     def _train_on(self) -> None:
