@@ -90,7 +90,7 @@ class Weights:
                         raise
                     continue
                 members.serve(engines, version, losses)
-                return metrics | {"rollout/engines": float(members.counts()[0])}
+                return metrics
 
     def welcome(self) -> None:
         """Give engines that are back the weights of the others, where the policy is free to send them and has not moved

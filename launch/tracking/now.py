@@ -93,11 +93,13 @@ class Now:
         self.write()
 
     def step(self, step: int) -> dict[str, float]:
-        """A step is done; returns its `time/lost`, and `time/effective` and `time/elapsed` of the run."""
+        """A step is done; returns its `time/lost`, `time/effective` and `time/elapsed` of the run, and how many engines
+        serve, where they are followed."""
         self._done = step
         self.lost.waiting(False)  # until the next phase
         lost = self.lost.read_step()
-        return {"time/lost": lost, "time/effective": self.lost.effective, "time/elapsed": self.lost.elapsed_s}
+        found = {"time/lost": lost, "time/effective": self.lost.effective, "time/elapsed": self.lost.elapsed_s}
+        return found | ({"rollout/engines": float(self.engines()[0])} if self.engines else {})
 
     def write(self) -> None:
         """Write where the run is: also for whoever has changed `processes`."""
