@@ -58,6 +58,7 @@ class Cluster:
         self.asked: list[SimpleNamespace] = []
         for module, name in ((places_module, "nodes_now"), (places_module, "ask_for_engine")):
             monkeypatch.setattr(module, name, getattr(self, name))
+        monkeypatch.setattr(places_module, "have_room_for_engine", self.have_room)
         monkeypatch.setattr(places_module, "remove_placement_group", self.remove)
         monkeypatch.setattr("launch.run.reserved.remove_placement_group", self.remove)
         monkeypatch.setattr(places_module.Asked, "slot", lambda asked, _: self.slot(asked.group))
@@ -70,6 +71,9 @@ class Cluster:
     def ask_for_engine(self, _config: Any, _placement: Any, avoid: set[str]) -> SimpleNamespace:
         self.asked.append(SimpleNamespace(id=len(self.asked), avoid=avoid, node=None))
         return self.asked[-1]
+
+    def have_room(self, _config: Any, _placement: Any, avoid: set[str]) -> bool:
+        return any(room for name, room in self.room.items() if name not in avoid)
 
     def slot(self, group: SimpleNamespace) -> Any:
         for name, room in self.room.items():
@@ -251,6 +255,27 @@ def test_nodes_of_others_and_of_the_driver_are_left_to_the_run(start: Start, mon
     assert run.places.goes_at(0) is None and not run.places.must_move(0) and run.members.serving() == [0, 1]
     assert not start(["head", "head"], 2).places.can_change
     assert start(["head"], RANGE).places.can_change
+
+
+def test_the_run_ends_with_the_node_of_its_last_engine_where_there_is_no_other(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While it can save what it has: none would sample. With room elsewhere, or where it may grow, it goes on."""
+    cluster = Cluster(monkeypatch, head=0, spot=0, other=0)
+    run = start(["spot", "other"], 2)
+    cluster.leaving |= {"spot": 0.0, "other": 0.0}
+    run.elastic.look()
+    until(lambda: run.members.state(1) == "parting")
+    assert run.placement.nodes == {"spot"}, "of the first, which serves as long as it can"
+    for _ in range(2):
+        run.elastic.look()
+    assert run.members.serving() == [0] and not run.places.must_move(0)
+    for engines, room in ((1, 1), (RANGE, 0)):
+        cluster.room["head"] = room
+        run = start(["spot"], engines)
+        run.elastic.look()
+        until(lambda run=run: run.members.state(0) == "parting")
+        assert run.placement.nodes == set()
 
 
 def test_a_new_one_that_does_not_start_is_started_again(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
