@@ -57,6 +57,7 @@ LONGEST = (
     "sync",
     "encoder_run",
     "learners_run",
+    "elastic_run",
     "holder_run",
     "overlap_gradients_run",
     "run",

@@ -3,7 +3,7 @@
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -17,7 +17,15 @@ from launch.config import RunConfig
 from launch.run.reserved import Placement
 from launch.run.shortage import Node, lacking, shortage
 from launch.settings.environment import with_token_kept
-from launch.sizes.placement import Demand, Reservation, demands, policy_alone, reservations, reward_processes
+from launch.sizes.placement import (
+    Demand,
+    Reservation,
+    demands,
+    policy_alone,
+    reservation_of,
+    reservations,
+    reward_processes,
+)
 
 Notify = Callable[[str], None]
 _LOOK_S = 2
@@ -36,12 +44,12 @@ class Place:
 
 
 def place(config: RunConfig, notify: Notify) -> Placement:
-    """Reserve the bundles of all groups.
+    """Reserve the bundles of all groups, with as few engines as there may be.
 
     Raises:
         UserError: when `cluster.wait_s` passes, naming what is missing; nothing stays reserved.
     """
-    wanted, last = reservations(config), reward_processes(config)
+    wanted, last = reservations(config, fewest=True), reward_processes(config)
     # Reward processes take what the groups leave, so they are asked for once these are placed.
     behind = [[last]] if last else []
     deadline = Deadline(config.cluster.wait_s)  # one for all that follows, a second try included
@@ -99,23 +107,75 @@ def _placed(
                 waiting = _Waiting(reservation, deadline, avoided, notify, give_up)
                 places = _places(waiting, placement.reserved)
                 (of_engines if engines else of_others).update(place.node for place in places)
-                placement.slots |= _slots(reservation, by_name, places, _addresses())
+                placement.slots |= slots_in(reservation, by_name, places, node_addresses())
     # Ctrl-C too: on a cluster that was joined, the bundles would stay reserved.
     except BaseException:
         release(placement)
         raise
     placement.nodes = of_engines | of_others
-    # Known only once all are placed: whether anything is on another node.
-    if len(placement.nodes) == 1:
+    # Known only once all are placed: whether anything is on another node. Engines that come later may be.
+    if len(placement.nodes) == 1 and not config.rollout.grows:
         placement.slots = {
             name: [replace(slot, alone=True) for slot in slots] for name, slots in placement.slots.items()
         }
     return placement
 
 
+def reserve_elsewhere(
+    config: RunConfig, placement: Placement, group: str, *, avoid: Set[str], within_s: float, notify: Notify
+) -> list[Slot]:
+    """Reserve the bundles of a group once more, on other nodes; waits for them.
+
+    Nothing else changes: `Placement.move` puts a process of the group into its new slot, and gives the old one back.
+
+    Args:
+        config: of the run.
+        placement: what it has reserved, to which the new bundles are added.
+        group: of which all processes move; one that shares its bundles with others cannot.
+        avoid: ids of nodes that are lost, or about to go.
+        within_s: longest wait, in seconds.
+        notify: hears what is missing.
+
+    Raises:
+        NoRoom: the nodes that there are without the avoided ones would not do, and did with them.
+        UserError: `within_s` has passed.
+
+    Example:
+        for rank, slot in enumerate(reserve_elsewhere(config, placement, "policy", avoid={node}, within_s=20.0, ...)):
+            roster["policy"].replace(rank, slot)
+            placement.move("policy", rank, slot)
+    """
+    # Engines are as many as there are, which may be fewer than the configuration allows.
+    wanted = reservation_of(config, group, len(placement.slots[group]))
+    found = Placement()
+    try:
+        waiting = _Waiting(wanted, Deadline(within_s), {*avoid, *others_nodes(config, placement, group)}, notify, True)
+        places = _places(waiting, found.reserved)
+    except BaseException:
+        release(found)
+        raise
+    placement.reserved += found.reserved
+    by_name = {demand.group: demand for demand in demands(config)}
+    return slots_in(wanted, by_name, places, node_addresses())[group]
+
+
+def others_nodes(config: RunConfig, placement: Placement, group: str) -> set[str]:
+    """Ids of the nodes that a group may not be on, as others are: with placement separate."""
+    if config.cluster.placement != "separate":
+        return set()
+    engines = group == "rollout"
+    return {
+        slot.node_id
+        for name, slots in placement.slots.items()
+        for slot in slots
+        # As when the run begins: reward processes are among the others.
+        if (name == "rollout") != engines
+    }
+
+
 def release(placement: Placement) -> None:
     """Give the bundles back."""
-    for group in placement.reserved:
+    for group in [*placement.reserved, *filter(None, [placement.pending])]:
         remove_placement_group(group)
 
 
@@ -136,7 +196,7 @@ class _Waiting:
         """
         # Not `ray.get(group.ready())`, which says nothing while it waits. Ray 2.60 takes half a second as none.
         while not group.wait(timeout_seconds=_LOOK_S):
-            nodes = _nodes(Counter(place.node for place in before), self.wanted.bundles[0])
+            nodes = living_nodes(Counter(place.node for place in before), self.wanted.bundles[0])
             lacks = partial(lacking, self.wanted, nodes)
             if self.give_up and self.avoided and lacks(self.avoided) and not lacks():
                 raise NoRoom
@@ -152,27 +212,27 @@ def _places(waiting: _Waiting, reserved: list[PlacementGroup]) -> list[Place]:
     wanted = waiting.wanted
     if not wanted.each:
         # PACK goes to further nodes where one has no room; STRICT_SPREAD waits for as many nodes as bundles.
-        reserved.append(_ask(wanted.bundles, "STRICT_SPREAD" if wanted.apart else "PACK", wanted, waiting.avoided))
+        reserved.append(ask_ray(wanted.bundles, "STRICT_SPREAD" if wanted.apart else "PACK", wanted, waiting.avoided))
         waiting.until_reserved(reserved[-1], [])
-        return _where(reserved[-1])
+        return where_is(reserved[-1])
     found: list[Place] = []
     for bundle in wanted.bundles:
         # One after the other, as each one's node depends on those before: not there, or, as PACK has it, there too.
         used = {place.node for place in found} if wanted.apart else set[str]()
         near = found[-1].node if found and not wanted.apart else None
         # For no other strategy does Ray take a node to be near.
-        reserved.append(_ask([bundle], "STRICT_PACK", wanted, waiting.avoided | used, near))
+        reserved.append(ask_ray([bundle], "STRICT_PACK", wanted, waiting.avoided | used, near))
         waiting.until_reserved(reserved[-1], found)
-        found += _where(reserved[-1])
+        found += where_is(reserved[-1])
     return found
 
 
-def _where(group: PlacementGroup) -> list[Place]:
+def where_is(group: PlacementGroup) -> list[Place]:
     nodes: dict[int, str] = placement_group_table(group)["bundles_to_node_id"]
     return [Place(group, bundle, nodes[bundle]) for bundle in sorted(nodes)]
 
 
-def _ask(
+def ask_ray(
     bundles: list[dict[str, float]], strategy: str, wanted: Reservation, avoided: set[str], near: str | None = None
 ) -> PlacementGroup:
     """`near`: id of the node to be on if it has room, for STRICT_PACK alone."""
@@ -184,13 +244,13 @@ def _ask(
     return placement_group(bundles, strategy, bundle_label_selector=selector, _soft_target_node_id=near)
 
 
-def _addresses() -> dict[str, str]:
+def node_addresses() -> dict[str, str]:
     """Id -> address of every node; empty when there is only one."""
     found = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
     return found if len(found) > 1 else {}
 
 
-def _nodes(held: Mapping[str, int], bundle: Mapping[str, float]) -> list[Node]:
+def living_nodes(held: Mapping[str, int], bundle: Mapping[str, float]) -> list[Node]:
     """The living nodes; what is in bundles of this size, so many on each node as `held` says, counts as free."""
     available = ray_state.available_resources_per_node()
     found = []
@@ -204,7 +264,7 @@ def _nodes(held: Mapping[str, int], bundle: Mapping[str, float]) -> list[Node]:
     return found
 
 
-def _slots(
+def slots_in(
     reservation: Reservation, wanted: dict[str, Demand], places: Sequence[Place], addresses: dict[str, str]
 ) -> dict[str, list[Slot]]:
     """Slots of the groups in a reservation, the ranks of one node side by side."""
@@ -241,4 +301,5 @@ def _slot(demand: Demand, place: Place, sharing: int, addresses: dict[str, str])
         resources=dict(demand.resources),
         env=with_token_kept(demand.env, os.environ),
         node=addresses.get(place.node, ""),
+        node_id=place.node,
     )

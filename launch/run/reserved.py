@@ -3,7 +3,7 @@
 from collections import Counter
 from dataclasses import dataclass, field
 
-from ray.util.placement_group import PlacementGroup
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from actors.group import Slot
 
@@ -15,7 +15,9 @@ class Placement:
     reserved: list[PlacementGroup] = field(default_factory=list)
     slots: dict[str, list[Slot]] = field(default_factory=dict)
     nodes: set[str] = field(default_factory=set)
-    """Ids of the nodes that the bundles are on."""
+    """Ids of the nodes that the run ends with when they go: those that the bundles are on, until engines may move."""
+    pending: PlacementGroup | None = None
+    """Of one more engine, for which there was no room when the run began."""
 
     def where(self) -> str:
         """Which groups are where; empty when there is only one node. Example: policy on 10.0.0.2 (4), 10.0.0.3 (4)"""
@@ -25,3 +27,14 @@ class Placement:
             for group, found in counts.items()
             if found
         )
+
+    def move(self, group: str, rank: int, slot: Slot) -> None:
+        """A process of a group is in another slot: what nobody uses any more is given back."""
+        before, self.slots[group][rank] = self.slots[group][rank], slot
+        if all(before.placement.id != each.placement.id for slots in self.slots.values() for each in slots):
+            self.give_back(before)
+
+    def give_back(self, slot: Slot) -> None:
+        """Give all bundles back that were reserved with a slot's; what runs in them ends."""
+        self.reserved = [group for group in self.reserved if group.id != slot.placement.id]
+        remove_placement_group(slot.placement)
