@@ -12,8 +12,9 @@ in a call of a library that keeps the lock. Then it computes, waits for a core, 
 seen. A rank that waits for another in a collective has let go of the lock, and answers. One that holds the lock and
 sleeps, in a call that neither computes nor reads files, is frozen for all that others can tell.
 
-Processes of other nodes are not in this machine's /proc. Only their exit is noticed, when Ray knows of it; that they
-are silent does not condemn them, as it may be the network, or want of a core, which cannot be told apart from here.
+Processes of other nodes are not in this machine's /proc: a warden looks at them there (`launch.run.wardens`). That they
+are silent does not condemn them, as it may be the network, or want of a core: their node is lost where nobody on it
+answers, and then all of them are.
 """
 
 import contextlib
@@ -30,7 +31,10 @@ from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTa
 
 from actors.group import ActorGroup
 from actors.pulse import ProcessId, Pulse, own_process
+from launch.run.node_faults import NodeFaults
 from launch.run.signs import EXIT, SILENT, Signs
+from launch.run.warden import LATE_S, LOOK_S, DistantSigns
+from launch.run.wardens import Wardens, end_actors
 from launch.tracking.events import Events, Fault
 
 if TYPE_CHECKING:
@@ -39,13 +43,11 @@ if TYPE_CHECKING:
 HEARTBEAT_S = 4.0
 """Longest silence of a process that does nothing, if nobody says otherwise."""
 DIED, FROZE = "died", "froze"
-_CALL = "call"
-"""What has told of a reward process's end before a look did."""
-_LOOK_S = 1.0
+_CALL, _NODE = "call", "node"
+"""What has told of a reward process's end before a look did; and of that of all processes of a node."""
+_LOOK_S = LOOK_S
 _PULSE_S = 2.0
 """Between an answer and the next question."""
-_LATE_S = 3.0
-"""By how much a look may be late: beyond, this process itself has stood still, and with it what it was to hear."""
 _END_S = 10.0
 _POOL = "reward"
 
@@ -66,7 +68,8 @@ class Loss:
     what: str
     """died or froze."""
     noticed_by: str
-    """exit, stopped or silent; of a reward process also call, where the answer to one has told first."""
+    """exit, stopped, silent, or node, where all of that is lost; of a reward process also call, where the answer to one
+    has told first."""
     noticed_s: float
     """Seconds since its last sign of life."""
 
@@ -94,19 +97,23 @@ class _Rank:
     """Or when it was first looked at."""
     node: str = ""
     process: ProcessId | None = None
-    signs: Signs | None = None
-    """Of one on this machine, once it has said who it is."""
+    signs: Signs | DistantSigns | None = None
+    """Once it has said who it is; of one on another node, once that has a warden."""
     asked: "ObjectRef[Pulse] | None" = None
     asked_at: float = -_PULSE_S
     is_lost: bool = False
 
-    def hear(self, process: ProcessId | None, now: float, *, family: bool = True) -> None:
+    def hear(self, process: ProcessId | None, now: float) -> None:
         """It has answered, perhaps with an error, which says nothing of itself."""
         self.asked, self.asked_at, self.answered_at = None, now, now
-        if process and self.process is None:
-            self.process = process
-            if process.pids == own_process().pids:
-                self.signs = Signs(process, now, family=family)
+        self.process = self.process or process
+
+    def see(self, wardens: Wardens, now: float) -> None:
+        """Look at it from now on, where that can be done."""
+        if self.process and self.signs is None:
+            here, family = self.process.pids == own_process().pids, self.group != _POOL
+            look = Signs if here else wardens.signs
+            self.signs = look(self.process, now, family=family)
 
     def end(self) -> None:
         """Kill what is left of it."""
@@ -143,6 +150,7 @@ class ProcessWatch:
         heartbeat_s: float = HEARTBEAT_S,
         excuse: Callable[[], bool] = lambda: False,
         on_news: Callable[[], None] = lambda: None,
+        wardens: Wardens | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """
@@ -154,6 +162,7 @@ class ProcessWatch:
             heartbeat_s: longest silence of a process that does nothing.
             excuse: whether something else has died that takes all processes along: theirs is no fault then.
             on_news: called where `pids` has changed.
+            wardens: look at what is on other nodes; they are closed with this.
             clock: seconds.
         """
         self._excuse, self._on_news = excuse, on_news
@@ -161,6 +170,8 @@ class ProcessWatch:
         self._roster, self._events, self._on_lost, self._warn = roster, events, on_lost, warn
         self._heartbeat_s = heartbeat_s
         self._clock = clock
+        self._wardens = wardens or Wardens(heartbeat_s)
+        self._nodes = NodeFaults(events)
         self._ranks: dict[tuple[str, int], _Rank] = {}
         self._faults: dict[tuple[str, int], int] = {}
         """Of reward processes: number of the fault that is not over."""
@@ -178,6 +189,7 @@ class ProcessWatch:
         self._ended.set()
         if self._thread.is_alive():
             self._thread.join(_END_S)
+        self._wardens.close()
 
     def look_last(self) -> None:
         """Look no more, but for once: what has died or stopped beside the fault by which everything ends is told, too.
@@ -196,11 +208,12 @@ class ProcessWatch:
     def look(self) -> None:
         """Look once at every process; a second should lie between two looks."""
         now = self._clock()
-        if self._looked is not None and now - self._looked > _LOOK_S + _LATE_S:
+        if self._looked is not None and now - self._looked > _LOOK_S + LATE_S:
             self._begin_anew(now)
         self._looked = now
+        self._ask_wardens(now)
         lost: list[tuple[_Rank, Loss]] = []
-        for rank, loss in [*self._look_at_groups(now), *self._look_at_pool(now)]:
+        for rank, loss in [*self._look_at_groups(now), *self._look_at_pool(now), *self._look_at_nodes(now)]:
             # All are ended before anybody hears of one: who mends a group shall not meet a rank that is frozen, too.
             rank.is_lost = True
             rank.end()
@@ -210,7 +223,7 @@ class ProcessWatch:
         pids = {
             f"{rank.group}[{rank.rank}]": rank.process.pid
             for rank in self._ranks.values()
-            if rank.signs and rank.process and not rank.is_lost
+            if isinstance(rank.signs, Signs) and rank.process and not rank.is_lost
         }
         if pids != self._pids:
             self._pids = pids
@@ -236,6 +249,32 @@ class ProcessWatch:
                 rank.asked_at = now
             if rank.signs:
                 rank.signs.begin_anew()
+        self._wardens.begin_anew(now)
+
+    def _ask_wardens(self, now: float) -> None:
+        nodes = {node for group in list(self._roster.values()) for node in group.nodes}
+        signs = [rank.signs for rank in self._ranks.values() if isinstance(rank.signs, DistantSigns)]
+        self._wardens.look(now, nodes, signs)
+        for rank in self._ranks.values():
+            rank.see(self._wardens, now)
+
+    def _look_at_nodes(self, now: float) -> Iterator[tuple[_Rank, Loss]]:
+        """All processes of a node are lost with it."""
+        heard: dict[str, float] = {}
+        for rank in self._ranks.values():
+            if rank.process:
+                heard[rank.node] = max(heard.get(rank.node, 0.0), rank.answered_at)
+        for address in self._wardens.fallen(heard, now):
+            self._nodes.fell(address, now - heard.get(address, now))
+            there = [rank for rank in self._ranks.values() if rank.node == address and not rank.is_lost]
+            end_actors([self._roster[rank.group].handles[rank.rank] for rank in there if rank.group != _POOL])
+            for rank in there:
+                yield rank, rank.loss(DIED, _NODE, now)
+        for address in self._wardens.back():
+            self._nodes.over(address, "it is back")
+        waiting = {rank.node for rank in self._ranks.values() if rank.is_lost}
+        for address in self._nodes.open() - waiting:
+            self._nodes.over(address, "its processes are elsewhere")
 
     def _tell(self, rank: _Rank, loss: Loss) -> None:
         fault = Fault(
@@ -281,6 +320,7 @@ class ProcessWatch:
         answered = set(ray.wait(asked, num_returns=len(asked), timeout=0)[0]) if asked else set()
         for group, handle, rank in found:
             sign = _heard(rank, now) if rank.asked in answered else None
+            rank.see(self._wardens, now)
             if found_by := sign or self._sign(rank, now):
                 # What is ended on purpose is counted, or forgotten, before.
                 if group.handles and group.generations[rank.rank] == rank.generation:
@@ -313,7 +353,8 @@ class ProcessWatch:
         for place, (generation, process) in processes.items():
             rank = self._rank(_POOL, place, generation, now)
             if process and rank.process is None:
-                rank.hear(process, now, family=False)
+                rank.hear(process, now)
+                rank.see(self._wardens, now)
                 if (fault := self._faults.pop((_POOL, place), None)) is not None:
                     self._events.recovered(fault, "restarted")
             found_by = rank.signs.look(now) if rank.signs and not rank.is_lost else None
