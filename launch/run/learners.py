@@ -22,6 +22,7 @@ from actors.group_errors import RankLost
 from actors.train.shards import Shards
 from launch.config import RunConfig
 from launch.run.checkpointer import RunCheckpointer
+from launch.run.elsewhere import Elsewhere
 from launch.run.groups import Start, rebuild, start_building, start_loading
 from launch.run.manifest import Checkpoint
 from launch.run.roster import Roster
@@ -64,6 +65,7 @@ class Learners:
         checkpointer: RunCheckpointer,
         starts: Mapping[str, Start],
         tell_of: Callable[[str], None],
+        elsewhere: Elsewhere | None = None,
     ) -> None:
         """
         Args:
@@ -74,7 +76,9 @@ class Learners:
             checkpointer: says which checkpoint was kept.
             starts: how new ranks of each group are built.
             tell_of: shows a line.
+            elsewhere: moves groups whose node is lost; without it they stay where they were.
         """
+        self._elsewhere = elsewhere
         self._roster, self._now, self._saves, self._checkpointer = roster, now, saves, checkpointer
         self._starts, self._tell_of = starts, tell_of
         self._max_restarts = config.run.max_restarts
@@ -160,6 +164,9 @@ class Learners:
         back = lost | learning if lost & learning else lost
         if lost & learning and state.directory and not state.directory.is_dir():
             return None  # somebody has removed it
+        for name in back if self._elsewhere else ():
+            if self._elsewhere and self._elsewhere.must_move(name):
+                self._elsewhere.move(self._roster[name])
         rebuild(*((self._roster[name], self._starts[name]) for name in self._roster if name in back))
         if not lost & learning:
             return 0

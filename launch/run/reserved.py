@@ -16,6 +16,8 @@ class Placement:
     slots: dict[str, list[Slot]] = field(default_factory=dict)
     nodes: set[str] = field(default_factory=set)
     """Ids of the nodes that the bundles are on."""
+    lost: set[str] = field(default_factory=set)
+    """Ids of nodes that are held for lost, perhaps before Ray does; the watch follows them."""
 
     def where(self) -> str:
         """Which groups are where; empty when there is only one node. Example: policy on 10.0.0.2 (4), 10.0.0.3 (4)"""

@@ -95,10 +95,10 @@ class DistantSigns:
     """Signs of life of a process on another node, as its warden has told of them last: what `Signs` is for one here."""
 
     def __init__(
-        self, process: ProcessId, now: float, end: Callable[[ProcessId], None], *, family: bool = True
+        self, process: ProcessId, now: float, end: Callable[[ProcessId], None], *, node: str, family: bool = True
     ) -> None:
-        """As of `Signs`; `end`: lets its warden end it, as soon as that can be reached."""
-        self.process, self.family, self._end = process, family, end
+        """As of `Signs`; `end`: lets its warden end it, as soon as that can be reached; `node`: address of its node."""
+        self.process, self.node, self.family, self._end = process, node, family, end
         self.alive_at = self.moved_at = now
         self.is_halted = False
         """Whether the last look has found it, or what it has started, halted."""

@@ -43,7 +43,7 @@ class _Post:
 
 
 class Wardens:
-    """One on each node of the run but the driver's. All but `lost` and `close` is for the thread that looks.
+    """One on each node of the run but the driver's. All but `close` is for the thread that looks.
 
     Example:
         wardens = Wardens(4.0)
@@ -53,12 +53,11 @@ class Wardens:
         wardens.fallen({"10.0.0.3": now}, now + 1)  # addresses of nodes that are lost since
     """
 
-    def __init__(self, heartbeat_s: float) -> None:
-        """`heartbeat_s`: longest silence of a node."""
-        self._heartbeat_s = heartbeat_s
+    def __init__(self, heartbeat_s: float, lost: set[str] | None = None) -> None:
+        """`heartbeat_s`: longest silence of a node; `lost`: takes the ids of those that are lost at the moment."""
+        self._heartbeat_s, self._lost = heartbeat_s, set[str]() if lost is None else lost
         self._posts: dict[str, _Post] = {}
         """By the address of the node."""
-        self._lost: dict[str, str] = {}
         self._back: list[str] = []
         self._own: str | None = None
         self._posting: threading.Thread | None = None
@@ -66,11 +65,6 @@ class Wardens:
         """Wardens that were started since the last look."""
         self._lock = threading.Lock()
         self._closed = False
-
-    @property
-    def lost(self) -> Mapping[str, str]:
-        """Address of each node that is lost at the moment -> its id. Any thread may ask."""
-        return self._lost
 
     def look(self, now: float, addresses: Iterable[str], signs: Sequence[DistantSigns]) -> None:
         """Let all look once at these processes.
@@ -93,13 +87,13 @@ class Wardens:
         for address, post in self._posts.items():
             if self._hear(post, now):
                 self._back.append(address)
-                self._lost = {each: node for each, node in self._lost.items() if each != address}
+                self._lost.discard(post.id)
 
     def signs(self, process: ProcessId, now: float, *, family: bool) -> DistantSigns | None:
         """Of a process that has said who it is; None where no warden can look at it (yet)."""
-        for post in self._posts.values():
+        for address, post in self._posts.items():
             if post.pids == process.pids:
-                return DistantSigns(process, now, post.zombies.append, family=family)
+                return DistantSigns(process, now, post.zombies.append, node=address, family=family)
         return None
 
     def fallen(self, heard: Mapping[str, float], now: float) -> list[str]:
@@ -114,7 +108,7 @@ class Wardens:
             for address, post in self._posts.items()
             if post.pids and not post.silence.is_lost and post.silence.look(now, heard.get(address, 0.0)) == "lost"
         ]
-        self._lost = self._lost | {address: self._posts[address].id for address in fallen}
+        self._lost.update(self._posts[address].id for address in fallen)
         return fallen
 
     def back(self) -> list[str]:

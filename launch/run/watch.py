@@ -114,6 +114,8 @@ class _Rank:
             here, family = self.process.pids == own_process().pids, self.group != _POOL
             look = Signs if here else wardens.signs
             self.signs = look(self.process, now, family=family)
+            if isinstance(self.signs, DistantSigns):
+                self.node = self.signs.node
 
     def end(self) -> None:
         """Kill what is left of it."""
@@ -267,14 +269,22 @@ class ProcessWatch:
         for address in self._wardens.fallen(heard, now):
             self._nodes.fell(address, now - heard.get(address, now))
             there = [rank for rank in self._ranks.values() if rank.node == address and not rank.is_lost]
-            end_actors([self._roster[rank.group].handles[rank.rank] for rank in there if rank.group != _POOL])
+            # Whoever waits for their answers waits no more, whatever Ray thinks of the node.
+            end_actors([handle for rank in there if (handle := self._handle(rank))])
             for rank in there:
-                yield rank, rank.loss(DIED, _NODE, now)
+                if rank.group != _POOL or (self._roster.pool and self._roster.pool.lost(rank.rank, rank.generation)):
+                    yield rank, rank.loss(DIED, _NODE, now)
         for address in self._wardens.back():
             self._nodes.over(address, "it is back")
         waiting = {rank.node for rank in self._ranks.values() if rank.is_lost}
         for address in self._nodes.open() - waiting:
             self._nodes.over(address, "its processes are elsewhere")
+
+    def _handle(self, rank: _Rank) -> ActorHandle | None:
+        if rank.group == _POOL:
+            return self._roster.pool.actor(rank.rank, rank.generation) if self._roster.pool else None
+        group = self._roster[rank.group]
+        return group.handles[rank.rank] if group.generations[rank.rank] == rank.generation else None
 
     def _tell(self, rank: _Rank, loss: Loss) -> None:
         fault = Fault(
