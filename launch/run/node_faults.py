@@ -1,5 +1,7 @@
 """What events.jsonl is told of nodes that are lost: when nobody there answers any more, and how that is over."""
 
+from collections.abc import Container
+
 from launch.run.signs import SILENT
 from launch.tracking.events import Events, Fault
 
@@ -28,6 +30,7 @@ class NodeFaults:
         if (number := self._open.pop(address, None)) is not None:
             self._events.recovered(number, did)
 
-    def open(self) -> set[str]:
-        """Addresses of those of which it is not over."""
-        return set(self._open)
+    def leave(self, waiting: Container[str]) -> None:
+        """Addresses of nodes that have lost processes in whose places there are no others yet: the rest is over."""
+        for address in [address for address in self._open if address not in waiting]:
+            self.over(address, "its processes are elsewhere")

@@ -266,6 +266,10 @@ class ProcessWatch:
         for rank in self._ranks.values():
             if rank.process:
                 heard[rank.node] = max(heard.get(rank.node, 0.0), rank.answered_at)
+        for address in self._wardens.back():
+            self._nodes.over(address, "it is back")
+        # Those of the looks before, which have told of their processes by now.
+        self._nodes.leave({rank.node for rank in self._ranks.values() if rank.is_lost})
         for address in self._wardens.fallen(heard, now):
             self._nodes.fell(address, now - heard.get(address, now))
             there = [rank for rank in self._ranks.values() if rank.node == address and not rank.is_lost]
@@ -274,11 +278,6 @@ class ProcessWatch:
             for rank in there:
                 if rank.group != _POOL or (self._roster.pool and self._roster.pool.lost(rank.rank, rank.generation)):
                     yield rank, rank.loss(DIED, _NODE, now)
-        for address in self._wardens.back():
-            self._nodes.over(address, "it is back")
-        waiting = {rank.node for rank in self._ranks.values() if rank.is_lost}
-        for address in self._nodes.open() - waiting:
-            self._nodes.over(address, "its processes are elsewhere")
 
     def _handle(self, rank: _Rank) -> ActorHandle | None:
         if rank.group == _POOL:
