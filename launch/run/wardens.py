@@ -37,6 +37,8 @@ class _Post:
     """Whose numbers its processes have; None until it has said."""
     asked: "tuple[ObjectRef[list[Sight] | ProcessId], list[DistantSigns]] | None" = None
     """And of which processes."""
+    is_dead: bool = False
+    """Whether another is to be started: on this node, or on one that has its address by now."""
     zombies: list[ProcessId] = field(default_factory=list)
     """That it is to end."""
     ending: "tuple[ObjectRef[None], list[ProcessId]] | None" = None
@@ -77,17 +79,17 @@ class Wardens:
         if self._closed:
             return
         self._take_in_posts(set(filter(None, addresses)))
-        for post in self._posts.values():
-            self._hear(post, now)
-            if post.asked is None:
+        for address, post in self._posts.items():
+            self._hear(address, post, now)
+            if post.asked is None and not post.is_dead:
                 self._ask(post, now, signs)
         asked = [post.asked[0] for post in self._posts.values() if post.asked and not post.silence.is_lost]
         if asked:
             ray.wait(asked, num_returns=len(asked), timeout=_WAIT_S)
-        for address, post in self._posts.items():
-            if self._hear(post, now):
-                self._back.append(address)
-                self._lost.discard(post.id)
+        for address, post in list(self._posts.items()):
+            self._hear(address, post, now)
+            if post.is_dead:
+                del self._posts[address]
 
     def signs(self, process: ProcessId, now: float, *, family: bool) -> DistantSigns | None:
         """Of a process that has said who it is; None where no warden can look at it (yet)."""
@@ -140,31 +142,31 @@ class Wardens:
         post.asked = post.handle.look.remote([each.order for each in own]), own
         post.silence.asked(now)
 
-    def _hear(self, post: _Post, now: float) -> bool:
-        """Take in what a warden has answered; whether its node was lost until now."""
-        back = False
-        if post.ending and (post.ending[0] in _done(post.ending[0])):
-            ending, post.ending = post.ending, None
+    def _hear(self, address: str, post: _Post, now: float) -> None:
+        """Take in what a warden has answered, if it has."""
+        if post.ending and _is_done(post.ending[0]):
+            (ref, ended), post.ending = post.ending, None
             with contextlib.suppress(RayError):  # else it is told once more
-                ray.get(ending[0])
-                post.zombies[:] = [each for each in post.zombies if each not in ending[1]]
-        if post.asked and post.asked[0] in _done(post.asked[0]):
-            (ref, own), post.asked = post.asked, None
-            try:
-                told = ray.get(ref)
-            except RayActorError as error:
-                if post.pids and not isinstance(error, ActorUnavailableError):
-                    post.handle = _started(post.id)  # with its node, it will not answer
-                return False
-            except RayError:
-                return False
-            if isinstance(told, ProcessId):
-                post.pids = told.pids
-                return False
-            back = post.silence.answered()
-            for each, sight in zip(own, told, strict=True):
-                each.take_in(sight, now)
-        return back
+                ray.get(ref)
+                post.zombies[:] = [each for each in post.zombies if each not in ended]
+        if post.asked is None or not _is_done(post.asked[0]):
+            return
+        (ref, own), post.asked = post.asked, None
+        try:
+            told = ray.get(ref)
+        except RayActorError as error:
+            post.is_dead = not isinstance(error, ActorUnavailableError)
+            return
+        except RayError:
+            return
+        if isinstance(told, ProcessId):
+            post.pids = told.pids
+            return
+        if post.silence.answered():
+            self._back.append(address)
+            self._lost.discard(post.id)
+        for each, sight in zip(own, told, strict=True):
+            each.take_in(sight, now)
 
     def _take_in_posts(self, wanted: set[str]) -> None:
         with self._lock:
@@ -208,5 +210,5 @@ def _started(node: str) -> ActorHandle:
     return make(num_cpus=0)(Warden).options(scheduling_strategy=there).remote()
 
 
-def _done(ref: ObjectRef) -> list[ObjectRef]:
-    return ray.wait([ref], timeout=0)[0]
+def _is_done(ref: ObjectRef) -> bool:
+    return bool(ray.wait([ref], timeout=0)[0])

@@ -219,13 +219,22 @@ class Bed:
                 found.append((pid, command))
         return found
 
-    def cut(self, node: Node) -> None:
-        """Let nothing pass between a node and the others; nobody is told of it."""
+    @contextlib.contextmanager
+    def cut(self, node: Node, seconds: float) -> Iterator[None]:
+        """Let nothing pass between a node and the others within the block, and for so many seconds at least; nobody is
+        told of it."""
+        until = time.monotonic() + seconds
         _run("ip", "link", "set", node.link, "down")
+        try:
+            yield
+            time.sleep(max(0.0, until - time.monotonic()))
+        finally:
+            _run("ip", "link", "set", node.link, "up")
 
-    def join(self, node: Node) -> None:
-        """Undo `cut`."""
-        _run("ip", "link", "set", node.link, "up")
+    def start_again(self, node: Node) -> None:
+        """Start one that was powered off."""
+        node.log.unlink()  # what it has said before is about another Ray
+        self._start_in_time(node)
 
     def terminate(self, node: Node) -> None:
         """Ask a node to leave (SIGTERM, as Kubernetes does): Ray drains it."""

@@ -95,12 +95,20 @@ class Commands:
         """What befell a run."""
         return read_events(self.project.parent / "shared" / name / "events.jsonl")
 
-    def wait_for_event(self, name: str, who: str, event: str, generation: int = 0) -> dict[str, Any]:
-        """The line that tells this of a fault of `who`, or of one whose name begins so; it has to come."""
+    def wait_for_event(
+        self, name: str, who: str, event: str, generation: int | None = 0, *, node: str | None = None
+    ) -> dict[str, Any]:
+        """The line that tells this of a fault of `who`, or of one whose name begins so; it has to come.
+
+        `generation`, `node`: of the fault; with `node`, of any generation.
+        """
+        generation = generation if node is None else None
         deadline = time.monotonic() + DEADLINE_S
         while True:
             for line in self.events(name):
-                if line["who"].startswith(who) and (line["event"], line.get("generation")) == (event, generation):
+                if not line["who"].startswith(who) or line["event"] != event:
+                    continue
+                if generation in (None, line.get("generation")) and node in (None, line.get("node")):
                     return line
             if time.monotonic() > deadline:
                 pytest.fail(f"{who} {event}: not among {self.events(name)}\n{self('logs', name)[1]}")
