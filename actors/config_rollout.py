@@ -1,8 +1,9 @@
 """Settings of the rollout engines: how they sample, and how weights reach them. Imports neither ray nor vllm."""
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from actors.config_base import Config, PlacedConfig, Seconds, changed, refuse_unused
 from actors.config_numbers import Batch, Cores, Count, Cpus, Gib, Gpus, Mib, PositiveFactor, Processes, Steps, Tokens
@@ -49,11 +50,36 @@ OnUpdate = Literal["recompute", "keep_cache", "restart"]
 """What new weights do to responses that are being sampled, see `RolloutConfig.on_update`."""
 
 
+class EnginesConfig(Config):
+    """How many engines there may be: a run begins with as many as find room, gets more as more is free, and goes on
+    with fewer when their nodes go."""
+
+    min: Processes
+    """Fewest: the run waits for so many when it begins, and replaces those that are lost."""
+    max: Processes
+    """Most, for whose bundles Ray is asked, one after the other."""
+
+    @model_validator(mode="after")
+    def _is_a_range(self) -> "EnginesConfig":
+        if self.min >= self.max:
+            raise ValueError(f"min must be below max ({self.max}), or engines a number, got {self.min}")
+        return self
+
+
+def _form(value: object) -> str:
+    return "range" if isinstance(value, Mapping | EnginesConfig) else "number"
+
+
+Engines = Annotated[Annotated[Processes, Tag("number")] | Annotated[EnginesConfig, Tag("range")], Discriminator(_form)]
+"""A number of engines, or a range; what is wrong with it is told of the form that it has."""
+
+
 class RolloutConfig(PlacedConfig):
     """vLLM engines and how they sample."""
 
-    engines: Processes = 1
-    """Number of independent engines."""
+    engines: Engines = 1
+    """Number of independent engines, or {min: 1, max: 8}: as many as there is room for, which may change while the run
+    goes on."""
     engines_per_node: Processes | None = None
     """Engines on each node, on as many nodes as that takes (default: packed on as few nodes as have room). The
     processes of one engine are always on one node."""
@@ -154,14 +180,19 @@ class RolloutConfig(PlacedConfig):
             refuse_unused(
                 self, "update_order", why=f"with transfer.store {self.transfer.store}, which serves all at once"
             )
-        if self.engines == 1:
+        if self.most == 1:
             refuse_unused(self, "update_order", why="with one engine")
         return self
 
     @model_validator(mode="after")
     def _one_gpu_per_process(self) -> "RolloutConfig":
-        if self.engines_per_node and self.engines % self.engines_per_node:
-            raise ValueError(f"engines_per_node must divide engines ({self.engines}), got {self.engines_per_node}")
+        if self.engines_per_node and self.grows:
+            raise ValueError(
+                f"engines_per_node must be left out where engines is a range, as each goes where there is room, "
+                f"got {self.engines_per_node}"
+            )
+        if self.engines_per_node and self.most % self.engines_per_node:
+            raise ValueError(f"engines_per_node must divide engines ({self.most}), got {self.engines_per_node}")
         # vLLM gives each of an engine's processes a GPU of its own.
         if self.gpus_per_engine not in (0, self.tensor_parallel):
             raise ValueError(
@@ -173,6 +204,21 @@ class RolloutConfig(PlacedConfig):
         """`gpu_memory_utilization`, or its default on a GPU that an engine has alone, or `shared` with other groups."""
         # Shared, the groups beside it need the rest.
         return self.gpu_memory_utilization or (0.4 if shared else 0.85)
+
+    @property
+    def most(self) -> int:
+        """Most engines that there may be."""
+        return self.engines if isinstance(self.engines, int) else self.engines.max
+
+    @property
+    def fewest(self) -> int:
+        """Fewest engines that a run begins with."""
+        return self.engines if isinstance(self.engines, int) else self.engines.min
+
+    @property
+    def grows(self) -> bool:
+        """Whether the number of engines may change."""
+        return self.fewest < self.most
 
     @property
     def reshaped_by(self) -> dict[str, float]:

@@ -150,6 +150,23 @@ class ActorGroup(Generic[W]):
             self.slots[rank] = slot
         self.handles[rank] = self._start(rank)
 
+    def add(self, slot: Slot) -> int:
+        """Start one more process, with the arguments of the others, without waiting for it; returns its rank.
+
+        It counts as one that was replaced: `version` moves.
+        """
+        rank = len(self)
+        # The handle last: who looks at them on another thread finds all else.
+        self.generations.append(1)
+        self.slots.append(slot)
+        self.handles.append(self._start(rank))
+        return rank
+
+    def retire(self, rank: int) -> None:
+        """End a rank's process, if it lives, and start no other; `replace` may do so later."""
+        self.generations[rank] += 1  # first, as in `replace`
+        ray.kill(self.handles[rank])
+
     def is_fresh(self, rank: int) -> bool:
         """Whether a rank's process is as it was started: nothing was called but its pulse."""
         return rank in self._fresh

@@ -31,7 +31,7 @@ class FakeGroup:
         self.may_start = threading.Event()
         self.may_start.set()
 
-    def replace(self, rank: int) -> None:
+    def replace(self, rank: int, slot: Any = None) -> None:
         self.replaced.append(rank)
 
     def submit(self, rank: int, method: Callable[..., object]) -> int:

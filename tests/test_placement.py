@@ -9,7 +9,7 @@ import launch.config as config_module
 from actors.config import UserError
 from launch.checks.capacity import check_nodes
 from launch.config import RunConfig, validate
-from launch.run.reserve import Place, Placement, _by_node, _slots
+from launch.run.reserve import Place, Placement, _by_node, slots_in
 from launch.run.shortage import Node, matches, shortage
 from launch.sizes.machine import Machine
 from launch.sizes.placement import Reservation, demands, policy_alone, reservations, reward_processes, section_of
@@ -79,7 +79,7 @@ def test_groups_divide_the_gpu_of_the_bundles_they_share() -> None:
     assert (shared.name, shared.each) == ("all groups", False)
     assert [bundle["GPU"] for bundle in shared.bundles] == [1, 1, 1]
     wanted = {demand.group: demand for demand in demands(config)}
-    slots = _slots(shared, wanted, [Place(PlacementGroup.empty(), bundle, "x") for bundle in range(3)], {})
+    slots = slots_in(shared, wanted, [Place(PlacementGroup.empty(), bundle, "x") for bundle in range(3)], {})
     shares = {group: [slot.gpus for slot in found] for group, found in slots.items()}
     assert shares == {"policy": [1 / 3, 1 / 2, 1], "rollout": [1 / 3, 1 / 2], "reference": [1 / 3]}
 
@@ -96,7 +96,7 @@ def test_processes_get_their_groups_environment_and_resources() -> None:
     config = config_for(policy={"env": {"NCCL_DEBUG": "INFO"}, "resources": {"fabric": 0.5}})
     wanted = {demand.group: demand for demand in demands(config)}
     policy = reserved(config)["policy"]
-    (slot,) = _slots(policy, wanted, [Place(PlacementGroup.empty(), 0, "x")], {"x": "10.0.0.2"})["policy"]
+    (slot,) = slots_in(policy, wanted, [Place(PlacementGroup.empty(), 0, "x")], {"x": "10.0.0.2"})["policy"]
     assert (slot.env, slot.resources) == ({"NCCL_DEBUG": "INFO"}, {"fabric": 0.5})
     assert Placement(slots={"policy": [slot, slot]}).where() == "policy on 10.0.0.2 (2)"
 

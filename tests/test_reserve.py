@@ -45,7 +45,7 @@ def config(wait_s, rollout):
 
 def where(told, wait_s=60, **rollout):
     placement = place(config(wait_s, rollout), told.append)
-    nodes = [names[reserve._where(slot.placement)[0].node] for slot in placement.slots["rollout"]]
+    nodes = [names[reserve.where_is(slot.placement)[0].node] for slot in placement.slots["rollout"]]
     groups = len({slot.placement.id for slot in placement.slots["rollout"]})
     release(placement)
     return nodes, groups

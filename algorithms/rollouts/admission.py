@@ -60,7 +60,10 @@ class Loads:
         self._out.add(engine)
 
     def back(self, engine: int) -> None:
-        """An engine gets something again."""
+        """An engine gets something again, or for the first time; of others that are new with it, that is told, too."""
+        new = range(len(self._loads), engine + 1)
+        self._loads += [0] * len(new)
+        self._out.update(new)
         self._out.discard(engine)
         self._set(engine, self._loads[engine])
 

@@ -70,7 +70,7 @@ class Out:
 
 @dataclass(frozen=True, slots=True)
 class Back:
-    """An engine gets requests again."""
+    """An engine gets requests again, or for the first time."""
 
     engine: int
 
@@ -81,7 +81,9 @@ Event = Ended | Lost | Refused | Out | Back
 class Engines(Protocol):
     """Several engines. Only `wait` and `progress` wait; one thread makes them all but `progress` and `stats`."""
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        """Those that `wait` has told of, and those that there were at first."""
+        ...
 
     def submit(
         self,
@@ -156,8 +158,7 @@ class RayEngines:
         self._here: dict[int, ObjectRef[Had]] = {}
         """Request -> its responses, which a poll has brought along."""
         self._collected: dict[ObjectRef[None], tuple[int, list[Finished], list[ObjectRef[Had]]]] = {}
-        """Requests that have ended, of which nothing is told before their responses have left the engine's process: who
-        has heard of them does not sample them again."""
+        """Ended requests, of which nothing is told before their responses have left the engine's process."""
         self._calls: dict[ObjectRef[None], tuple[int, str, list[int]]] = {}
         """Of which only failures matter: engine, method, and requests that were submitted."""
         self._told_changes = -1
@@ -168,10 +169,10 @@ class RayEngines:
         self._missed: set[int] = set()
         """Engines that were given requests when they could not take any."""
         self._late: dict[int, ObjectRef[EngineStats]] = {}
-        """Engine -> its answer, which did not come in time; not asked again before it has come."""
+        """Engine -> its late answer; not asked again before it has come: one that hangs costs one wait."""
 
     def __len__(self) -> int:
-        return len(self.group)
+        return len(self._open)
 
     def submit(
         self,
@@ -256,8 +257,9 @@ class RayEngines:
         events += self._changes()
         self.notes.take_in()
         for engine, requests in enumerate(self._waiting):
-            if requests and self._takes(engine):
-                self.notes.ask(engine, requests)
+            last = self.members.state(engine) == "parting"
+            if self._takes(engine) and self.notes.ask(engine, requests, last=last):
+                self.members.noted(engine)
         return events
 
     def _called(self, call: "ObjectRef[None]") -> list[Event]:
@@ -268,8 +270,7 @@ class RayEngines:
         except GroupError as error:
             lacks_weights = isinstance(getattr(error.__cause__, "cause", None), NoWeights)
             if lacks_weights and self.members.come_back:
-                # A transfer has failed that whoever has made it does not know of yet.
-                self.members.doubt([engine])
+                self.members.doubt([engine])  # a transfer has failed, of which its maker does not know yet
                 self._waiting[engine].difference_update(requests)
                 return [Refused(engine, requests)]
             self.members.lose(engine, error, self.group.origin(call)[1])
@@ -303,18 +304,22 @@ class RayEngines:
     def _takes(self, engine: int) -> bool:
         """Whether an engine has the process that it had when `wait` told of it last, and that process goes on."""
         members = self.members
-        return members.losses[engine] == self._told_losses[engine] and members.state(engine) in ("serving", "stale")
+        goes_on = members.state(engine) in ("serving", "stale", "parting")
+        return goes_on and members.losses[engine] == self._told_losses[engine]
 
     def _changes(self) -> list[Event]:
         """What has become of engines since the last call."""
-        missed, self._missed = self._missed, set()
-        members, changes = self.members, self.members.changes
+        missed, self._missed, members, changes = self._missed, set(), self.members, self.members.changes
         if changes == self._told_changes and not missed:
             return []
         if members.failure:
             raise members.failure
         events: list[Event] = []
-        for engine in range(len(self)):
+        for engine in range(len(members)):
+            if engine == len(self):  # a new one
+                self._waiting.append(set())
+                self._told_losses.append(members.losses[engine])
+                self._open.append(False)
             losses, is_open = members.losses[engine], members.state(engine) == "serving"
             if losses != self._told_losses[engine] or engine in missed:
                 begun = self.notes.lost(engine, self._waiting[engine])
@@ -329,8 +334,8 @@ class RayEngines:
 
     def _known(self, engine: int) -> set[int]:
         """Requests of which `wait` will tell."""
-        collected = [finished for of, finished, _ in self._collected.values() if of == engine]
-        return self._waiting[engine].union(*([each.request for each in finished] for finished in collected))
+        collected = (each.request for of, ended, _ in self._collected.values() if of == engine for each in ended)
+        return self._waiting[engine].union(collected)
 
     def _forget(self, engine: int) -> None:
         """Nothing that a process that is gone was asked for comes any more."""
@@ -357,14 +362,12 @@ class RayEngines:
         """See `Engines`."""
         deadline = Countdown(within_s)
         answered = _done([*self._late.values()])
-        # One that hangs shall cost a wait once, not in every step.
         self._late = {engine: call for engine, call in self._late.items() if call not in answered}
         asked = [engine for engine in self.members.serving() if engine not in self._late]
         calls = {engine: self.group.submit(engine, _HOST.stats) for engine in asked}
 
         def answers() -> list[EngineStats | None]:
-            waits_for = list(calls.values())
-            done = set(ray.wait(waits_for, num_returns=len(calls), timeout=deadline.left_s)[0]) if calls else set()
+            done = _done([*calls.values()], deadline.left_s)
             self._late |= {engine: call for engine, call in calls.items() if call not in done}
             found = range(len(self))
             return [self._told(engine, calls[engine]) if calls.get(engine) in done else None for engine in found]
@@ -393,5 +396,5 @@ class RayEngines:
             return failed
 
 
-def _done(calls: Sequence[ObjectRef]) -> set[ObjectRef]:
-    return set(ray.wait(list(calls), num_returns=len(calls), timeout=0)[0]) if calls else set()
+def _done(calls: Sequence[ObjectRef], within_s: float = 0) -> set[ObjectRef]:
+    return set(ray.wait(list(calls), num_returns=len(calls), timeout=within_s)[0]) if calls else set()

@@ -29,6 +29,7 @@ from algorithms.rollouts.held import going_on, sampling_of
 from algorithms.rollouts.lane import Drawn, Lane, Running
 from algorithms.rollouts.limits import Limits
 from algorithms.rollouts.losses import Losses, infos_of
+from algorithms.rollouts.membership import Parted
 from algorithms.rollouts.ready_reads import NO_READS, ReadyReads
 
 ENOUGH = 2
@@ -196,6 +197,7 @@ class Flow:
                 self._loads.out(engine)
             case Back(engine):
                 self._loads.back(engine)
+                self._heard += [0.0] * (engine + 1 - len(self._heard))
                 self._heard[engine] = self._clock()
 
     def _end_unwanted(self) -> None:
@@ -329,7 +331,7 @@ class Flow:
         groups = [group for group in self._running.values() if group.engine == event.engine]
         self.losses.take_in(event, [group for group in groups if not group.unwanted], left=self._loads.left)
         for group in groups:
-            group.engines += 1
+            group.engines += not isinstance(event.error, Parted)
         # What they would go on from may be what is gone.
         gone = isinstance(event.error, DataLost)
         self._send_again(groups, {group.id: None for group in groups} if gone else event.begun)

@@ -5,6 +5,10 @@
 
 Nothing goes from lost to serving: what has been restarted has random weights, and serves once it has those of the
 version that the others have, and has proved it.
+
+    absent --join--> restarting     a new one, which serves in the same way; its number may be one that is free again
+    serving --part--> parting       goes on with what it has, until that is noted, and is then lost
+    lost --leave--> absent          it is not replaced
 """
 
 import threading
@@ -14,7 +18,11 @@ from typing import Literal
 
 from actors.group import GroupError
 
-State = Literal["serving", "lost", "restarting", "stale"]
+State = Literal["serving", "lost", "restarting", "stale", "parting", "absent"]
+
+
+class Parted(GroupError):
+    """An engine was ended before its node goes, with what it had noted: no fault of its own, nor of what it had."""
 
 
 class Membership:
@@ -32,6 +40,10 @@ class Membership:
         self._states: list[State] = ["serving"] * engines
         self._generations = [0] * engines
         self._errors: dict[int, GroupError] = {}
+        self._joining: set[int] = set()
+        """Engines that have not served yet since they have joined."""
+        self._noted: set[int] = set()
+        """Engines that are parting, and of which all is noted."""
         self._changed = threading.Condition(threading.RLock())
         self.losses = [0] * engines
         """Of each engine: how often it was lost."""
@@ -72,8 +84,21 @@ class Membership:
         return [engine for engine, state in enumerate(self._states) if state == "stale"]
 
     def there(self) -> list[int]:
-        """Engines with a process that is ready: a transfer goes to these."""
+        """Engines with a process that is ready, and stays: a transfer goes to these."""
         return [engine for engine, state in enumerate(self._states) if state in ("serving", "stale")]
+
+    def present(self) -> list[int]:
+        """Engines that serve, or are to: all but those that have left."""
+        return [engine for engine, state in enumerate(self._states) if state != "absent"]
+
+    def alive(self) -> list[int]:
+        """Engines with a process, or one that is starting."""
+        return [engine for engine, state in enumerate(self._states) if state not in ("lost", "absent")]
+
+    def counts(self) -> tuple[int, int]:
+        """How many engines serve, and how many do or have done and are to do so again."""
+        with self._changed:
+            return len(self.serving()), len([engine for engine in self.present() if engine not in self._joining])
 
     @property
     def come_back(self) -> bool:
@@ -83,16 +108,73 @@ class Membership:
     def lose(self, engine: int, error: GroupError, generation: int) -> bool:
         """An engine's process of this generation has died, or cannot go on; whether that is news."""
         with self._changed:
-            if self._generations[engine] != generation or self._states[engine] == "lost":
+            if self._generations[engine] != generation or self._states[engine] in ("lost", "absent"):
                 return False
             self._states[engine] = "lost"
+            self._noted.discard(engine)
             self._errors[engine] = error
             self.losses[engine] += 1
-            self.streaks[engine] += 1
+            self.streaks[engine] += not isinstance(error, Parted)
             self._tell()
         if self.on_lost:
             self.on_lost(engine, error)
         return True
+
+    def join(self) -> int:
+        """An engine is to have a process for the first time, which is its next generation; returns its number, the
+        lowest that is free."""
+        with self._changed:
+            free = [engine for engine, state in enumerate(self._states) if state == "absent"]
+            if free:
+                [engine, *_] = free
+            else:
+                engine = len(self._states)
+                # Others look at these without the lock: the states come last, as they say how many there are.
+                for of_each in (self._generations, self.losses, self.streaks):
+                    of_each.append(0)
+                self._states.append("absent")
+            self._joining.add(engine)
+            self.streaks[engine] = 0
+            self._states[engine] = "restarting"
+            self._generations[engine] += 1
+            self._tell()
+        return engine
+
+    def part(self, engine: int) -> bool:
+        """An engine gets no more requests, as it is about to go; False where it has none, as it does not serve."""
+        with self._changed:
+            serves = self._states[engine] == "serving"
+            if serves:
+                self._states[engine] = "parting"
+                self._tell()
+            return serves
+
+    def noted(self, engine: int) -> None:
+        """All that a parting engine has is noted."""
+        with self._changed:
+            if self._states[engine] == "parting":
+                self._noted.add(engine)
+                self._changed.notify_all()
+
+    def wait_until_noted(self, engine: int, seconds: float) -> bool:
+        """Whether all that a parting engine has was noted within so many seconds; returns at once where it is lost."""
+        with self._changed:
+            self._changed.wait_for(lambda: engine in self._noted or self._states[engine] != "parting", timeout=seconds)
+            return engine in self._noted
+
+    def ended(self, engine: int) -> None:
+        """What is left of the process of a lost engine was ended: whatever is told of it is no news."""
+        with self._changed:
+            assert self._states[engine] == "lost", f"engine {engine} is {self._states[engine]}"
+            self._generations[engine] += 1
+
+    def leave(self, engine: int) -> None:
+        """A lost engine is not replaced."""
+        with self._changed:
+            assert self._states[engine] == "lost", f"engine {engine} is {self._states[engine]}"
+            self._states[engine] = "absent"
+            self._joining.discard(engine)
+            self._tell()
 
     def restarting(self, engine: int) -> None:
         """A lost engine has a new process."""
@@ -118,9 +200,11 @@ class Membership:
         with self._changed:
             back = list[int]()
             for engine in engines:
-                if self.losses[engine] == losses[engine]:
+                # One that is parting has got weights in vain.
+                if self.losses[engine] == losses[engine] and self._states[engine] in ("serving", "stale"):
                     back += [engine] * (self._states[engine] == "stale")
                     self._states[engine] = "serving"
+                    self._joining.discard(engine)
             self.version = version
             self._tell()
         for engine in back:
@@ -157,7 +241,7 @@ class Membership:
         until = time.monotonic() + seconds
         with self._changed:
             while not (there := self.there()):
-                last = list(self._errors.values())[-1]
+                last = next(reversed(self._errors.values()), GroupError("rollout: all engines are about to go"))
                 if self.failure or not self.come_back:
                     raise self.failure or last
                 if (left := until - time.monotonic()) <= 0:

@@ -35,6 +35,8 @@ class Notes:
         self._asked: dict[int, float] = {}
         """Engine -> when it was asked last."""
         self._calls: dict[_Told, tuple[int, dict[int, ObjectRef[tuple[Begun, ...]]]]] = {}
+        self._last: set[int] = set()
+        """Engines that were asked for the last time."""
         self._noted: dict[int, BegunGroup] = {}
 
     def given(self, engine: int, requests: Collection[int]) -> None:
@@ -42,19 +44,34 @@ class Notes:
         if self._every_s is not None:
             self._given.update(dict.fromkeys(requests, self._clock()))
 
-    def ask(self, engine: int, requests: Collection[int]) -> None:
-        """Ask an engine of these requests, all that it has, when it is time."""
+    def ask(self, engine: int, requests: Collection[int], *, last: bool = False) -> bool:
+        """Ask an engine of these requests, all that it has, when it is time.
+
+        `last`: it is about to go, and is asked of all of them, once. Returns whether it was, and has answered, or there
+        is nothing to ask it.
+        """
+        if last and (self._every_s is None or not requests):
+            return True
         now = self._clock()
-        if self._every_s is None or now - self._asked.get(engine, -self._every_s) < self._every_s:
-            return
-        if any(of == engine for of, _ in self._calls.values()):  # it has not answered yet
-            return
+        if self._every_s is None or any(of == engine for of, _ in self._calls.values()):  # it has not answered yet
+            return False
+        if last:
+            asked = engine in self._last
+            if not asked:
+                self._last.add(engine)
+                self._ask(engine, list(requests))
+            return asked
+        if now - self._asked.get(engine, -self._every_s) < self._every_s:
+            return False
         old = [request for request in requests if now - self._given.get(request, now) >= self._every_s]
-        if not old:
-            return
-        self._asked[engine] = now
-        told, *samples = self._group.submit(engine, _HOST.progress, old, num_returns=1 + len(old))
-        self._calls[told] = engine, dict(zip(old, samples, strict=True))
+        if old:
+            self._asked[engine] = now
+            self._ask(engine, old)
+        return False
+
+    def _ask(self, engine: int, requests: list[int]) -> None:
+        told, *samples = self._group.submit(engine, _HOST.progress, requests, num_returns=1 + len(requests))
+        self._calls[told] = engine, dict(zip(requests, samples, strict=True))
 
     def take_in(self) -> None:
         """Note what was answered meanwhile."""
@@ -79,6 +96,7 @@ class Notes:
     def lost(self, engine: int, requests: Collection[int]) -> dict[int, BegunGroup]:
         """An engine is lost with these requests: what is noted of them."""
         self._asked.pop(engine, None)
+        self._last.discard(engine)
         # What has come just before its end is the newest.
         self.take_in()
         self._calls = {call: each for call, each in self._calls.items() if each[0] != engine}

@@ -1,6 +1,7 @@
 """Whether this machine can hold the groups of a configuration. Imports no Ray."""
 
 import os
+from dataclasses import replace
 
 from actors.config import UserError
 from launch.config import RunConfig
@@ -23,7 +24,9 @@ def check_resources(config: RunConfig, machine: Machine) -> list[str]:
     """
     if os.environ.get("RAY_ADDRESS"):
         return []
-    wanted = demands(config)
+    # Of engines that come and go, the run begins with as many as have room.
+    fewest = config.rollout.fewest
+    wanted = [replace(item, count=fewest) if item.group == "rollout" else item for item in demands(config)]
     cpus, gpus = total_cpus(wanted), total_gpus(config, wanted)
     told_cpus = machine.cpus if config.cluster.cpus is None else config.cluster.cpus
     told_gpus = machine.gpus if config.cluster.gpus is None else config.cluster.gpus

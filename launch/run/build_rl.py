@@ -29,8 +29,8 @@ from launch.kinds.rl import RLKind, reward_model_groups
 from launch.run.chat_settings import answer_ends
 from launch.run.checkpointer import RunCheckpointer
 from launch.run.connection import Connection
+from launch.run.elastic import supervise
 from launch.run.elsewhere import Elsewhere
-from launch.run.fleet import Fleet
 from launch.run.groups import reference_sync, start_building
 from launch.run.learners import Learners, starts_of
 from launch.run.reserved import Placement
@@ -175,14 +175,7 @@ def build_rl(kind: RLKind, placement: Placement, reporter: RunReporter, roster: 
     weights.connect()
     if config.run.max_restarts and roster.now:
         # Only now: an engine that cannot even start at first is no fault that passes.
-        roster.fleet = Fleet(
-            engines.group,
-            membership,
-            roster.now,
-            start_timeout_s=config.rollout.start_timeout_s,
-            max_restarts=config.run.max_restarts,
-            had=roster.rollouts.had,
-        )
+        supervise(config, roster, placement, membership, reporter.warning)
     # Last: the ranks have to hold models before they can load shards into them.
     found = resume(config, saves, loop, reporter)
     if roster.learners:

@@ -58,7 +58,10 @@ class Elsewhere:
             self._say(missing)
             time.sleep(_PAUSE_S)
         self._placement.slots[name] = slots
-        self._placement.nodes |= {slot.node_id for slot in slots}
+        # In place: who looks at them has this very set. Of one that the run has left, nobody need hear any more.
+        self._placement.nodes.update(slot.node_id for slot in slots)
+        used = {slot.node_id for slots in self._placement.slots.values() for slot in slots}
+        self._placement.nodes.difference_update(self._placement.lost - used)
         for rank, slot in enumerate(slots):
             group.replace(rank, slot)
         self._tell_of(f"{name} moves to {', '.join(dict.fromkeys(slot.node or slot.node_id for slot in slots))}")

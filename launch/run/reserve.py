@@ -44,12 +44,12 @@ class Place:
 
 
 def place(config: RunConfig, notify: Notify) -> Placement:
-    """Reserve the bundles of all groups.
+    """Reserve the bundles of all groups, with as few engines as there may be.
 
     Raises:
         UserError: when `cluster.wait_s` passes, naming what is missing; nothing stays reserved.
     """
-    wanted, last = reservations(config), reward_processes(config)
+    wanted, last = reservations(config, fewest=True), reward_processes(config)
     # Reward processes take what the groups leave, so they are asked for once these are placed.
     behind = [[last]] if last else []
     deadline = Deadline(config.cluster.wait_s)  # one for all that follows, a second try included
@@ -107,14 +107,14 @@ def _placed(
                 waiting = _Waiting(reservation, deadline, avoided, notify, give_up)
                 places = _places(waiting, placement.reserved)
                 (of_engines if engines else of_others).update(place.node for place in places)
-                placement.slots |= _slots(reservation, by_name, places, _addresses())
+                placement.slots |= slots_in(reservation, by_name, places, node_addresses())
     # Ctrl-C too: on a cluster that was joined, the bundles would stay reserved.
     except BaseException:
         release(placement)
         raise
     placement.nodes = of_engines | of_others
-    # Known only once all are placed: whether anything is on another node.
-    if len(placement.nodes) == 1:
+    # Known only once all are placed: whether anything is on another node. Engines that come later may be.
+    if len(placement.nodes) == 1 and not config.rollout.grows:
         placement.slots = {
             name: [replace(slot, alone=True) for slot in slots] for name, slots in placement.slots.items()
         }
@@ -156,7 +156,7 @@ def reserve_elsewhere(
         raise
     placement.reserved += found.reserved
     by_name = {demand.group: demand for demand in demands(config)}
-    return _slots(wanted, by_name, places, _addresses())[group]
+    return slots_in(wanted, by_name, places, node_addresses())[group]
 
 
 def others_nodes(config: RunConfig, placement: Placement, group: str) -> set[str]:
@@ -175,7 +175,7 @@ def others_nodes(config: RunConfig, placement: Placement, group: str) -> set[str
 
 def release(placement: Placement) -> None:
     """Give the bundles back."""
-    for group in placement.reserved:
+    for group in [*placement.reserved, *filter(None, [placement.pending])]:
         remove_placement_group(group)
 
 
@@ -212,27 +212,27 @@ def _places(waiting: _Waiting, reserved: list[PlacementGroup]) -> list[Place]:
     wanted = waiting.wanted
     if not wanted.each:
         # PACK goes to further nodes where one has no room; STRICT_SPREAD waits for as many nodes as bundles.
-        reserved.append(_ask(wanted.bundles, "STRICT_SPREAD" if wanted.apart else "PACK", wanted, waiting.avoided))
+        reserved.append(ask_ray(wanted.bundles, "STRICT_SPREAD" if wanted.apart else "PACK", wanted, waiting.avoided))
         waiting.until_reserved(reserved[-1], [])
-        return _where(reserved[-1])
+        return where_is(reserved[-1])
     found: list[Place] = []
     for bundle in wanted.bundles:
         # One after the other, as each one's node depends on those before: not there, or, as PACK has it, there too.
         used = {place.node for place in found} if wanted.apart else set[str]()
         near = found[-1].node if found and not wanted.apart else None
         # For no other strategy does Ray take a node to be near.
-        reserved.append(_ask([bundle], "STRICT_PACK", wanted, waiting.avoided | used, near))
+        reserved.append(ask_ray([bundle], "STRICT_PACK", wanted, waiting.avoided | used, near))
         waiting.until_reserved(reserved[-1], found)
-        found += _where(reserved[-1])
+        found += where_is(reserved[-1])
     return found
 
 
-def _where(group: PlacementGroup) -> list[Place]:
+def where_is(group: PlacementGroup) -> list[Place]:
     nodes: dict[int, str] = placement_group_table(group)["bundles_to_node_id"]
     return [Place(group, bundle, nodes[bundle]) for bundle in sorted(nodes)]
 
 
-def _ask(
+def ask_ray(
     bundles: list[dict[str, float]], strategy: str, wanted: Reservation, avoided: set[str], near: str | None = None
 ) -> PlacementGroup:
     """`near`: id of the node to be on if it has room, for STRICT_PACK alone."""
@@ -244,7 +244,7 @@ def _ask(
     return placement_group(bundles, strategy, bundle_label_selector=selector, _soft_target_node_id=near)
 
 
-def _addresses() -> dict[str, str]:
+def node_addresses() -> dict[str, str]:
     """Id -> address of every node; empty when there is only one."""
     found = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
     return found if len(found) > 1 else {}
@@ -264,7 +264,7 @@ def _nodes(held: Mapping[str, int], bundle: Mapping[str, float]) -> list[Node]:
     return found
 
 
-def _slots(
+def slots_in(
     reservation: Reservation, wanted: dict[str, Demand], places: Sequence[Place], addresses: dict[str, str]
 ) -> dict[str, list[Slot]]:
     """Slots of the groups in a reservation, the ranks of one node side by side."""

@@ -15,7 +15,9 @@ class Placement:
     reserved: list[PlacementGroup] = field(default_factory=list)
     slots: dict[str, list[Slot]] = field(default_factory=dict)
     nodes: set[str] = field(default_factory=set)
-    """Ids of the nodes that the bundles are on."""
+    """Ids of the nodes that the run ends with when they go: those that the bundles are on, until engines may move."""
+    pending: PlacementGroup | None = None
+    """Of one more engine, for which there was no room when the run began."""
     lost: set[str] = field(default_factory=set)
     """Ids of nodes that are held for lost, perhaps before Ray does; the watch follows them."""
 
@@ -31,11 +33,10 @@ class Placement:
     def move(self, group: str, rank: int, slot: Slot) -> None:
         """A process of a group is in another slot: what nobody uses any more is given back."""
         before, self.slots[group][rank] = self.slots[group][rank], slot
-        self.give_back(before)
+        if all(before.placement.id != each.placement.id for slots in self.slots.values() for each in slots):
+            self.give_back(before)
 
     def give_back(self, slot: Slot) -> None:
-        """Give a slot's bundles back, unless a process has another one of them; what runs in them ends."""
-        used = {each.placement.id for slots in self.slots.values() for each in slots}
-        if slot.placement.id not in used:
-            self.reserved = [group for group in self.reserved if group.id != slot.placement.id]
-            remove_placement_group(slot.placement)
+        """Give all bundles back that were reserved with a slot's; what runs in them ends."""
+        self.reserved = [group for group in self.reserved if group.id != slot.placement.id]
+        remove_placement_group(slot.placement)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from actors.group import ActorGroup
 from algorithms.rewards.pool import RewardPool
 from algorithms.rollouts.rollouts import Rollouts
+from launch.run.elastic import Elastic
 from launch.run.fleet import Fleet
 from launch.run.reserved import Placement
 from launch.tracking.now import Now
@@ -62,6 +63,7 @@ class Roster(Members):
         self.once_more: list[Callable[[], object]] = []
         """What is to be done again when the policy's processes are new."""
         self.fleet: Fleet | None = None
+        self.elastic: Elastic | None = None
 
     def add(
         self,
@@ -91,6 +93,8 @@ class Roster(Members):
         """End all processes that the run has started."""
         if self.learners:
             self.learners.close()
+        if self.elastic:
+            self.elastic.close()
         if self.fleet:
             self.fleet.close()  # first, as it starts engines
         # Then: its thread calls engines and reward processes.

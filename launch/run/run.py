@@ -25,6 +25,7 @@ from launch.run.earlier import remove
 from launch.run.ending import STOPPED, Ending
 from launch.run.faults import Faults, keep_traceback, told_of_lost_ranks, users_mistake
 from launch.run.manifest import Checkpoint
+from launch.run.places import fill
 from launch.run.ray_lost import RayLost, ray_is_dead, told_of_ray
 from launch.run.ray_watch import watched_ray
 from launch.run.reserve import place, release
@@ -143,6 +144,7 @@ def _started(
         roster = Roster(str((config.directory / "logs").absolute()), reporter.now)
         display.phase("reserving resources")
         placement = place(config, lambda text: display.phase("waiting for resources", text))
+        fill(config, placement)
         if where := placement.where():
             reporter.note(where)
         now = reporter.now

@@ -149,7 +149,8 @@ class Weights:
         while all(members.losses[engine] == losses[engine] for engine in engines):
             if time.monotonic() > until:
                 return False
-            for engine, told in enumerate(self._rollout.pulses(_PULSE_S)):
+            # Of one that has joined since, nobody was asked for anything.
+            for engine, told in zip(range(len(losses)), self._rollout.pulses(_PULSE_S), strict=False):
                 if isinstance(told, RankLost):
                     self._lose(engine, losses, told)
         return True

@@ -118,7 +118,7 @@ def advice(account: BubbleAccount, settings: Settings, takes: Callable[[str], bo
 
 def _faster(account: BubbleAccount, settings: Settings) -> Iterator[Advice]:
     """What saves time, by how much at most."""
-    staleness, engines = _number(settings, "algorithm", "max_staleness"), _number(settings, "rollout", "engines")
+    staleness, engines = _number(settings, "algorithm", "max_staleness"), _engines(settings)
     waited, together = account.waited, settings["cluster"]["placement"] == "shared"
     if not staleness and not together:
         why = "responses of the next step would come while the trainer trains"
@@ -133,7 +133,9 @@ def _faster(account: BubbleAccount, settings: Settings) -> Iterator[Advice]:
         why = "the trainer waits for engines that have too little to do at one time"
         gain = waited * (1 - account.filled)
         yield Advice(setting=f"algorithm.max_staleness={staleness + 1}", why=why, gain=gain)
-    for more in {2 * engines, engines + 1} if _brings_its_own(settings["rollout"]) else ():  # of one engine, the same
+    counted = isinstance(settings["rollout"]["engines"], int)  # else there are as many as have room
+    of_its_own = counted and _brings_its_own(settings["rollout"])
+    for more in {2 * engines, engines + 1} if of_its_own else ():  # of one engine, the same
         saved = 1 - engines / more
         gain = account.filled * (min(waited, saved) if staleness else waited * saved)
         yield Advice(setting=f"rollout.engines={more}", why="the trainer waits for engines that are full", gain=gain)
@@ -154,7 +156,7 @@ def _fewer(account: BubbleAccount, settings: Settings) -> Iterator[Advice]:
     """What is done about engines that wait for the trainer; on-policy they do so by design."""
     if not _number(settings, "algorithm", "max_staleness") or account.waited >= WORTH:
         return
-    engines, ranks = _number(settings, "rollout", "engines"), _number(settings, "policy", "ranks")
+    engines, ranks = _engines(settings), _number(settings, "policy", "ranks")
     why = f"engines are idle {account.idle:.0%} of the time, as they wait for the trainer"
     if _brings_its_own(settings["policy"]):
         yield Advice(setting=f"policy.ranks={2 * ranks}", why=why, gain=min(account.idle, account.updated / 2))
@@ -164,7 +166,8 @@ def _fewer(account: BubbleAccount, settings: Settings) -> Iterator[Advice]:
     # Rounded up: those that are left shall not be what the trainer waits for.
     enough = max(1, math.ceil(engines * (1 - account.idle)))
     gain = (engines - enough) / engines
-    yield Advice(setting=f"rollout.engines={enough}", why=why, gain=gain, faster=False)
+    if isinstance(settings["rollout"]["engines"], int):
+        yield Advice(setting=f"rollout.engines={enough}", why=why, gain=gain, faster=False)
 
 
 def _brings_its_own(group: Mapping[str, object]) -> bool:
@@ -179,6 +182,14 @@ def _is_set(settings: Settings, setting: str) -> bool:
     for part in name.split("."):
         found = found.get(part) if isinstance(found, Mapping) else None
     return str(found) == value
+
+
+def _engines(settings: Settings) -> int:
+    """Most engines that there may be."""
+    found = settings["rollout"]["engines"]
+    most = found["max"] if isinstance(found, Mapping) else found
+    assert isinstance(most, int), "rollout.engines is a number of things"
+    return most
 
 
 def _number(settings: Settings, section: str, field: str) -> int:

@@ -19,7 +19,7 @@ def engine_threads(config: RunConfig) -> int:
     """Compute threads of each process of the engines."""
     rollout = config.rollout
     if rollout.threads_per_engine or not _beside_training(config):
-        return threads_each(rollout.threads_per_engine, rollout.engines, rollout.engines_per_node)
+        return threads_each(rollout.threads_per_engine, rollout.most, rollout.engines_per_node)
     return max(1, machine_cpus() // 2 // _engine_processes(config))
 
 
@@ -53,8 +53,8 @@ def niceness_of(config: RunConfig, section: str) -> int:
 
 
 def _engine_processes(config: RunConfig) -> int:
-    """Those of a node."""
-    return (config.rollout.engines_per_node or config.rollout.engines) * config.rollout.tensor_parallel
+    """Those of a node, as many as there may be."""
+    return (config.rollout.engines_per_node or config.rollout.most) * config.rollout.tensor_parallel
 
 
 def _beside_training(config: RunConfig) -> bool:

@@ -20,6 +20,8 @@ _MOST_LINES = 40
 """Unknown fields that are told one by one."""
 _BRANCHES = ("list[", "literal[", "dict[", "function-", "[key]")
 """How pydantic begins the names of types among which a value may have one; it puts them between those of fields."""
+_FORMS = {("rollout", "engines"): ("number", "range")}
+"""Field -> names of its forms, which pydantic puts behind it; what is wrong is told of one of them alone."""
 _PATTERNS = {
     "run.name": "must be letters, digits, '.', '_' and '-', a letter or digit first",
     "reward.endpoints.N.url": "must begin with http:// or https://",
@@ -217,6 +219,9 @@ def _location(error: ErrorDetails) -> list[str]:
     location = [str(part) for part in error["loc"]]
     if location[:1] == ["algorithm"]:
         del location[1:2]  # the tag: pydantic puts it behind the field of a tagged union
+    for field, forms in _FORMS.items():
+        if location[: len(field)] == [*field] and location[len(field) : len(field) + 1] in [[form] for form in forms]:
+            del location[len(field)]
     return [part for part in location if not _is_branch(part)]
 
 

@@ -88,4 +88,4 @@ def _engines(config: RunConfig) -> Compute:
     rollout = config.rollout
     # Of an engine on GPUs, each process still keeps a core busy.
     each = 1 if rollout.gpus_per_engine else engine_threads(config)
-    return Compute(gpu=bool(rollout.gpus_per_engine), threads=rollout.engines * rollout.tensor_parallel * each)
+    return Compute(gpu=bool(rollout.gpus_per_engine), threads=rollout.most * rollout.tensor_parallel * each)

@@ -31,6 +31,7 @@ def check_sampling(config: RunConfig, algorithm: RLConfig) -> None:
     _a_response_can_be_solved(config, algorithm)
     _overlong_fits(config, algorithm)
     _transfer_fits_devices(config)
+    _engines_can_come_and_go(config)
     _ages_fit(config, algorithm)
     _something_runs_during_updates(config, algorithm)
     check_overlap(config, algorithm)
@@ -156,10 +157,10 @@ def _transfer_fits_devices(config: RunConfig) -> None:
             "GPU, got nccl"
         )
     on_gpu = config.rollout.gpus_per_engine and config.policy.gpus_per_rank
-    if on_gpu and config.cluster.placement == "shared" and config.rollout.engines > config.policy.ranks:
+    if on_gpu and config.cluster.placement == "shared" and config.rollout.most > config.policy.ranks:
         raise ValueError(
             f"rollout.engines must be at most policy.ranks ({config.policy.ranks}) with cluster.placement shared, as "
-            f"an engine takes its weights from the policy's rank on its GPU, got {config.rollout.engines}"
+            f"an engine takes its weights from the policy's rank on its GPU, got {config.rollout.most}"
         )
     if backend == "ipc" and config.cluster.placement != "shared":
         raise ValueError(f"rollout.transfer.backend ipc needs cluster.placement shared, got {config.cluster.placement}")
@@ -168,6 +169,20 @@ def _transfer_fits_devices(config: RunConfig) -> None:
             f"rollout.transfer.backend must be gloo with rollout.transfer.store holder, which keeps weights in host "
             f"memory, got {backend}" + f", which is {chosen} here" * (backend == "auto")
         )
+
+
+def _engines_can_come_and_go(config: RunConfig) -> None:
+    engines = config.rollout.engines
+    if isinstance(engines, int):
+        return
+    got = f"got {{min: {engines.min}, max: {engines.max}}}"
+    if config.cluster.placement == "shared":
+        raise ValueError(
+            f"rollout.engines must be a number with cluster.placement shared, where each has a bundle of the other "
+            f"groups, {got}"
+        )
+    if not config.run.max_restarts:
+        raise ValueError(f"rollout.engines must be a number with run.max_restarts 0, where none comes back, {got}")
 
 
 def _something_runs_during_updates(config: RunConfig, algorithm: RLConfig) -> None:

@@ -63,8 +63,8 @@ class Reservation:
 
 
 def demands(config: RunConfig) -> list[Demand]:
-    """Groups in the order they are placed: policy, rollout, holder, critic, reference, reward models, reward
-    processes."""
+    """Groups in the order they are placed: policy, rollout with as many engines as there may be, holder, critic,
+    reference, reward models, reward processes."""
     wanted: list[Demand] = []
     for name, section in job_kind(config).groups().items():
         if not isinstance(section, RolloutConfig):
@@ -79,13 +79,16 @@ def demands(config: RunConfig) -> list[Demand]:
     return wanted
 
 
-def reservations(config: RunConfig) -> list[Reservation]:
-    """What is reserved, in this order: those with the largest bundles first, as they find room in fewer places; with
-    placement separate the engines before them, as all others avoid their nodes.
+def reservations(config: RunConfig, *, fewest: bool = False) -> list[Reservation]:
+    """What is reserved, with as many engines as there may be, or the `fewest`, in this order: those with the largest
+    bundles first, as they find room in fewer places; with placement separate the engines before them, as all others
+    avoid their nodes.
 
     Reward processes come after them: see `reward_processes`.
     """
     wanted = [demand for demand in demands(config) if demand.group != "reward"]
+    if fewest:
+        wanted = [replace(each, count=config.rollout.fewest) if each.group == "rollout" else each for each in wanted]
     if config.cluster.placement == "shared":
         return [_shared(wanted)]
     found = sorted(map(_own, wanted), key=_size, reverse=True)
@@ -126,7 +129,7 @@ def _group(name: str, group: GroupConfig, niceness: int = 0) -> Demand:
 
 
 def _engines(rollout: RolloutConfig, threads: int) -> Demand:
-    numbers = (rollout.engines, rollout.cpus_per_engine, rollout.gpus_per_engine, threads, rollout.engines_per_node)
+    numbers = (rollout.most, rollout.cpus_per_engine, rollout.gpus_per_engine, threads, rollout.engines_per_node)
     return Demand("rollout", *numbers, *_where(rollout))
 
 

@@ -18,6 +18,8 @@ from typing import Any
 
 NAME = "events.jsonl"
 NOTICED, RECOVERED, GIVEN_UP = "noticed", "recovered", "given up"
+JOINED, DRAINED, LEFT = "joined", "drained", "left"
+"""What is no fault: an engine is new, its node is about to go, it is not replaced."""
 _OF_ITSELF = "event", "at", "attempt"
 _KEPT = 1000
 """Most lines that wait for a disk that takes none."""
@@ -120,6 +122,14 @@ class Events:
         """
         self._end(number, RECOVERED, {"did": did, "samples": list(samples), "redone_steps": redone_steps})
 
+    def tell(self, event: str, who: str, node: str) -> None:
+        """Note what is no fault, such as `joined`: lines without a number. `node`: address of where it is."""
+        with self._lock:
+            self._write({"event": event, "who": who, "node": node})
+            where = self._where()
+        if self._told:
+            self._told(f"{where}{who} has {event if event != DRAINED else 'handed over what it had'} ({node})")
+
     def given_up(self, number: int, why: str) -> None:
         """A fault has ended the run, or this attempt at it."""
         self._end(number, GIVEN_UP, {"did": why})
@@ -158,7 +168,9 @@ class Events:
             self._waiting.clear()
 
     def _take_in(self, line: dict[str, Any]) -> None:
-        number = line["fault"]
+        number = line.get("fault")
+        if number is None:
+            return
         if line["event"] == NOTICED:
             self._first[number] = line
             self._known[line["attempt"], line["who"], line["generation"]] = number
@@ -201,6 +213,8 @@ def _over_line(who: str, how: str, more: dict[str, Any], stood: float) -> str:
     """Example: policy[1] is back after 9.1 s; 2 steps are made again"""
     if how == GIVEN_UP:
         return f"{who} is given up after {stood:.1f} s: {more['did']}"
+    if more["did"] == LEFT:
+        return f"{who} is not replaced, {stood:.1f} s after it was lost"
     steps = more["redone_steps"]
     again = f"; {steps} step{'s are' if steps > 1 else ' is'} made again" if steps else ""
     return f"{who} is back after {stood:.1f} s{again}"

@@ -61,6 +61,8 @@ class Now:
         """Clock of lost time."""
         self.processes: Callable[[], Mapping[str, int]] = dict
         """Gives the processes of the run's groups: `policy[0]` -> pid."""
+        self.engines: Callable[[], tuple[int, int]] | None = None
+        """Gives how many engines serve, and how many do or are to do so again."""
         self.phase(START)
 
     def rewind(self, reached: int) -> None:
@@ -91,11 +93,13 @@ class Now:
         self.write()
 
     def step(self, step: int) -> dict[str, float]:
-        """A step is done; returns its `time/lost`, and `time/effective` and `time/elapsed` of the run."""
+        """A step is done; returns its `time/lost`, `time/effective` and `time/elapsed` of the run, and how many engines
+        serve, where they are followed."""
         self._done = step
         self.lost.waiting(False)  # until the next phase
         lost = self.lost.read_step()
-        return {"time/lost": lost, "time/effective": self.lost.effective, "time/elapsed": self.lost.elapsed_s}
+        found = {"time/lost": lost, "time/effective": self.lost.effective, "time/elapsed": self.lost.elapsed_s}
+        return found | ({"rollout/engines": float(self.engines()[0])} if self.engines else {})
 
     def write(self) -> None:
         """Write where the run is: also for whoever has changed `processes`."""
@@ -104,6 +108,8 @@ class Now:
             content = {"at": at, "attempt": self.events.attempt, "step": self.events.step}
             content |= {"phase": self.events.phase, "driver": os.getpid()}
             content |= {"elapsed_s": round(self.lost.now_s(), 3), "processes": dict(self.processes())}
+            if self.engines:
+                content |= dict(zip(("engines_serving", "engines_expected"), self.engines(), strict=True))
             _put(self._path, self._partial, json.dumps(content).encode())
 
     def _train_on(self) -> None:
