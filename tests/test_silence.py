@@ -40,7 +40,7 @@ def test_a_node_that_answers_nothing_is_suspect_and_then_lost(silence: Silence) 
     silence.asked(100.0)
     states = [silence.look(100.0 + seconds, heard_at=99.0) for seconds in (0, 1, 2, 3, 4, 5)]
     assert states == ["heard", "heard", "suspect", "suspect", "lost", "lost"]
-    assert silence.is_lost
+    assert silence.is_lost and silence.silent_s == 4.0
 
 
 def test_one_of_which_a_process_answers_is_not_lost(silence: Silence) -> None:

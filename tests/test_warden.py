@@ -111,10 +111,10 @@ class Posts:
         """Of a process there."""
         return DistantSigns(process, now, self.ended.append, node=process.pids, family=family)
 
-    def fallen(self, heard: dict[str, float], now: float) -> list[str]:
+    def fallen(self, heard: dict[str, float], now: float) -> dict[str, float]:
         """As the test says."""
         fall, self.fall = self.fall, []
-        return fall
+        return dict.fromkeys(fall, 4.2)
 
     def back(self) -> list[str]:
         """As the test says."""
@@ -169,6 +169,7 @@ def test_with_a_node_all_its_processes_are_lost_until_they_are_elsewhere(tmp_pat
     children.found[1] = children.found[2] = 1, ProcessId(50, 1, "b")
     looks(watch, 103.0, 104.0)
     lines = [(line["who"], line["event"], line.get("did")) for line in read_events(tmp_path / "events.jsonl")]
+    assert read_events(tmp_path / "events.jsonl")[0]["noticed_s"] == 4.2
     assert lines[0] == ("c", "noticed", None) and ("c", "recovered", "its processes are elsewhere") in lines
 
 

@@ -93,9 +93,9 @@ def test_a_warden_looks_ends_is_replaced_and_is_silent(run: Run, start: Start, m
     os.kill(second.pid, signal.SIGSTOP)
     for now in (100.0, 101.0, 110.0):
         run.wardens.look(now, [run.address], [])
-        assert run.wardens.fallen({}, now) == [] and not run.lost
+        assert run.wardens.fallen({}, now) == {} and not run.lost
     monkeypatch.setattr(Door, "opens", False)
-    assert [run.wardens.fallen({}, now) for now in (110.0, 111.0)] == [[run.address], []]
+    assert [list(run.wardens.fallen({}, now)) for now in (110.0, 111.0)] == [[run.address], []]
     assert run.lost == {run.node} and run.wardens.back() == []
     os.kill(second.pid, signal.SIGCONT)
     run.look_until(lambda: not run.lost, "its return", 112.0)

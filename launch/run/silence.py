@@ -58,6 +58,8 @@ class Silence:
         """When the question was asked that is not answered."""
         self._knocking: Knocking | None = None
         self.is_lost = False
+        self.silent_s = 0.0
+        """How long nobody there had answered when it was held for lost."""
 
     def asked(self, now: float) -> None:
         """The warden is asked; once more, perhaps, as its answer to the question before has failed."""
@@ -91,5 +93,6 @@ class Silence:
         if self._knocking is None or self._knocking.answered():
             self._knocking = self._knock()
             return "suspect"
-        self.is_lost = now - since >= self._heartbeat_s
+        self.silent_s = now - since
+        self.is_lost = self.silent_s >= self._heartbeat_s
         return "lost" if self.is_lost else "suspect"

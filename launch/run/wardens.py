@@ -98,20 +98,20 @@ class Wardens:
                 return DistantSigns(process, now, post.zombies.append, node=address, family=family)
         return None
 
-    def fallen(self, heard: Mapping[str, float], now: float) -> list[str]:
-        """Addresses of nodes that are lost, and were not when this was asked last.
+    def fallen(self, heard: Mapping[str, float], now: float) -> dict[str, float]:
+        """Nodes that are lost, and were not when this was asked last: address -> seconds of silence.
 
         Args:
             heard: address -> when a process there has answered last.
             now: seconds, by the same clock.
         """
-        fallen = [
-            address
+        fallen = {
+            address: post.silence
             for address, post in self._posts.items()
             if post.pids and not post.silence.is_lost and post.silence.look(now, heard.get(address, 0.0)) == "lost"
-        ]
+        }
         self._lost.update(self._posts[address].id for address in fallen)
-        return fallen
+        return {address: silence.silent_s for address, silence in fallen.items()}
 
     def back(self) -> list[str]:
         """Addresses of nodes that were lost and answer again, since this was asked last."""

@@ -184,8 +184,8 @@ class ProcessWatch:
             self._nodes.over(address, "it is back")
         # Those of the looks before, which have told of their processes by now.
         self._nodes.leave({rank.node for rank in self._ranks.values() if rank.is_lost})
-        for address in self._wardens.fallen(heard, now):
-            self._nodes.fell(address, now - heard.get(address, now))
+        for address, silent_s in self._wardens.fallen(heard, now).items():
+            self._nodes.fell(address, silent_s)
             there = [rank for rank in self._ranks.values() if rank.node == address and not rank.is_lost]
             # Whoever waits for their answers waits no more, whatever Ray thinks of the node.
             end_actors([handle for rank in there if (handle := self._handle(rank))])
