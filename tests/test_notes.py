@@ -104,6 +104,30 @@ def test_nothing_is_noted_where_nothing_may_go_on(monkeypatch: pytest.MonkeyPatc
     assert group.asked == [] and notes.lost(0, [1]) == {}
 
 
+def test_who_is_about_to_go_is_asked_of_all_it_has_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However short a request has run, and after what it was asked before; where it has nothing, that is all."""
+    group, clock = FakeGroup(monkeypatch), Clock()
+    any_group: Any = group
+    notes = Notes(any_group, 2.0, clock)
+    assert notes.ask(0, [], last=True) and group.asked == []
+    notes.given(0, [1])
+    clock.now += 2
+    assert not notes.ask(0, [1])
+    notes.given(0, [2])
+    assert not notes.ask(0, [1, 2], last=True) and len(group.asked) == 1, "it has not answered yet"
+    group.answers["told 1"] = {1: (info(5),)}
+    notes.take_in()
+    for _ in range(2):
+        assert not notes.ask(0, [1, 2], last=True) and group.asked[1:] == [(0, [1, 2])]
+    group.answers["told 2"] = {1: (info(7),), 2: (info(3),)}
+    notes.take_in()
+    assert notes.ask(0, [1, 2], last=True) and len(group.asked) == 2
+    assert {request: each.infos for request, each in notes.lost(0, [1, 2]).items()} == {1: (info(7),), 2: (info(3),)}
+    notes.given(0, [3])
+    assert not notes.ask(0, [3], last=True) and len(group.asked) == 3, "its next process"
+    assert Notes(any_group, None, clock).ask(0, [1], last=True), "nothing may be noted"
+
+
 def test_groups_go_on_elsewhere_from_what_is_noted() -> None:
     samples: Any = ("one", "other")
     begun = BegunGroup(samples=samples, infos=(info(4, ended=True), info(7)))

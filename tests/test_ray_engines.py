@@ -14,7 +14,8 @@ from actors.group import ActorGroup, Slot
 from actors.rollout.simulated import SimulatedRolloutWorker, Table
 from actors.rollout.types import Finished, Request, Sampling
 from actors.rollout.worker import CONCURRENCY
-from algorithms.rollouts.engines import Ended, RayEngines
+from algorithms.rollouts.engines import Back, Ended, Event, Lost, Out, RayEngines
+from algorithms.rollouts.membership import Membership, Parted
 
 LONG = 10**6
 
@@ -120,3 +121,45 @@ def test_requests_with_tokens_of_older_weights_are_aborted(group: ActorGroup[Wor
     engines.abort(1, [31, 33])
     told(engines, 2)
     assert kept(engines) == NOTHING
+
+
+def heard(engines: RayEngines, kind: type[Event], most_s: float = 30) -> Event:
+    """The next event of a kind."""
+    until = time.monotonic() + most_s
+    while time.monotonic() < until:
+        for event in engines.wait((), 0.1):
+            if isinstance(event, kind):
+                return event
+    raise AssertionError(f"no {kind.__name__}")
+
+
+def test_one_that_is_about_to_go_hands_over_what_it_has_to_one_that_has_joined(group: ActorGroup[Worker]) -> None:
+    """All of its tokens, also of what it was given a moment ago; it gets no more meanwhile, and the new one, whose
+    process starts beside, serves when it is told to."""
+    members = Membership(2)
+    engines = RayEngines(group, members, note_every_s=100.0)
+    number = members.join()
+    assert (number, group.add(group.slots[0])) == (2, 2) and len(engines) == 2
+    engines.submit(1, [request(50, LONG)], None)
+    until = time.monotonic() + 60
+    while engines.progress({1: [50]}, 30)[50].infos[0].tokens < 20:
+        assert time.monotonic() < until
+    assert members.part(1)
+    assert heard(engines, Out) == Out(1)
+    while not members.wait_until_noted(1, 0):
+        engines.wait((), 0.1)
+        assert time.monotonic() < until
+    members.lose(1, Parted("its node goes"), 0)
+    group.retire(1)
+    members.ended(1)
+    lost = heard(engines, Lost)
+    assert isinstance(lost, Lost) and lost.engine == 1 and isinstance(lost.error, Parted)
+    sampled = lost.begun[50].infos[0].tokens
+    assert sampled >= 20
+    members.ready(2)
+    members.serve([2], 0, list(members.losses))
+    assert heard(engines, Back) == Back(2) and len(engines) == 3
+    engines.submit(2, [request(51, sampled + 5)], None, {51: lost.begun[50].samples})
+    [finished] = told(engines, 1).values()
+    assert finished.infos[0].sampled_tokens == sampled + 5
+    assert ray.get(group.submit(2, Worker.stats)).sampled_tokens == 5, "it went on"

@@ -23,6 +23,7 @@ from ray.util.placement_group import placement_group, placement_group_table, rem
 from actors.config import UserError
 from launch.run import reserve
 from launch.run.local_ray import only_what_is_used
+from launch.run.places import Places, fill, have_room_for_engine
 from launch.run.reserve import place, release
 from tests.test_placement import config_for
 
@@ -78,6 +79,29 @@ assert other.wait(30)
 print("taken", refused(engines=3, cpus_per_engine=1.5))
 remove_placement_group(other)
 print("again", *where([], engines=2, cpus_per_engine=3))
+
+settings = config(60, {"engines": {"min": 1, "max": 5}, "cpus_per_engine": 2})
+placement = place(settings, print)
+counts = [len(placement.slots["rollout"])]
+fill(settings, placement)
+slots = placement.slots["rollout"]
+counts += [len(slots), len({slot.placement.id for slot in slots}), sum(slot.alone for slot in slots)]
+pending = placement.pending
+print("filled", *counts, placement_group_table(pending)["state"], {slot.node_id for slot in slots} == set(names))
+places = Places(settings, placement)
+asked = places.ask()
+assert asked.group == pending and placement.pending is None and asked.slot(0) is None
+vacated = slots[0].node_id
+placement.give_back(slots[0])
+while asked.slot(0) is None:
+    time.sleep(0.1)
+print("then", asked.slot(0).node_id == vacated, asked.slot(1) == asked.slot(0))
+asked.give_up()
+release(placement)
+until = time.monotonic() + 30
+while not have_room_for_engine(settings, placement, set()) and time.monotonic() < until:
+    time.sleep(0.1)
+print("room", have_room_for_engine(settings, placement, set()), have_room_for_engine(settings, placement, set(names)))
 
 def of(slots):
     return [names[slot.node_id] for slot in slots]
@@ -160,6 +184,13 @@ def test_engines_are_packed_on_few_nodes_or_kept_apart(told: dict[str, str], cas
 def test_a_shortage_is_that_of_all_engines(told: dict[str, str], case: str, line: str) -> None:
     """Also when some of them have their bundles already: these are not missing."""
     assert told[case] == line
+
+
+def test_a_run_begins_with_as_many_engines_as_have_room(told: dict[str, str]) -> None:
+    """Of at least one and at most five; one more stays asked for, and finds room when there is some."""
+    assert told["filled"] == "1 3 3 0 PENDING True"
+    assert told["then"] == "True True"
+    assert told["room"] == "True False"
 
 
 def test_a_group_moves_to_other_nodes(told: dict[str, str]) -> None:

@@ -14,11 +14,12 @@ from actors.rollout.types import Sampling
 from algorithms.rewards.pool import RewardFailure
 from algorithms.rewards.scores import Score
 from algorithms.rollouts.admission import Loads, capacity
-from algorithms.rollouts.engines import Back, Out, Refused
+from algorithms.rollouts.engines import Back, Event, Lost, Out, Refused
 from algorithms.rollouts.failures import Failures
 from algorithms.rollouts.groups import ScoredGroup, ShapedGroup
 from algorithms.rollouts.lane import Lane
 from algorithms.rollouts.limits import Limits
+from algorithms.rollouts.membership import Parted
 from algorithms.rollouts.rollouts import Rollouts
 from tests.fake_engines import After, FakeEngines, FakePool
 
@@ -508,6 +509,40 @@ def test_the_least_loaded_engine_is_found_as_by_looking_at_all() -> None:
     for engine in range(7):
         loads.out(engine)
     assert loads.least() is None and loads.left == 0
+
+
+def test_new_engines_get_their_share_once_they_serve() -> None:
+    """Also one with a higher number than one that is told of later."""
+    loads = Loads(1)
+    assert [loads.least() for _ in range(2)] == [0, 0]
+    loads.back(2)
+    assert loads.left == 2 and [loads.least() for _ in range(3)] == [2, 2, 0], "the one between is not there yet"
+    loads.back(1)
+    assert loads.left == 3 and [loads.least() for _ in range(3)] == [1, 1, 1]
+    script = After(1, happens=[Back(2)]), After(1, {0: OK, 1: OK}), After(1, {2: OK, 3: OK})
+    engines = FakeEngines(*script, engines=1)
+    driver = Driver(engines, groups_per_step=2)
+    assert rows(driver.take(2)) == [0, 1] and rows(driver.take(2)) == [2, 3]
+    assert [engine for engine, *_ in engines.starts] == [0, 0, 2]
+
+
+def test_a_prompt_survives_any_number_of_engines_that_go_with_their_nodes() -> None:
+    """As it is not why they are gone; after two others the run would end."""
+    engines = FakeEngines(*(After(1) for _ in range(3)), After(1, {3: OK}), engines=4)
+    driver, told = Driver(engines, groups_per_step=1, attempts=2, restart_s=60.0), []
+    wait = engines.wait
+
+    def going(others: Any, timeout_s: float) -> list[Event]:
+        found = wait(others, timeout_s)
+        if len(told) < 3:
+            [(request, engine)] = engines.on.items()
+            del engines.on[request]
+            told.append(engine)
+            return [*found, Lost(engine, Parted("its node goes"))]
+        return found
+
+    engines.wait = going  # type: ignore[method-assign]
+    assert rows(driver.take(1)) == [0] and told == [0, 1, 2]
 
 
 def test_nothing_is_taken_from_what_is_closed() -> None:

@@ -87,7 +87,7 @@ class Elastic:
             if self._places.is_gone(engine):
                 text = f"rollout[{engine}]: its node {self._places.where(engine)} is gone"
                 self._fleet.hear(engine, self._members.generation(engine), text)
-            elif at is not None:
+            elif at is not None and not self._places.ends_with(engine, self._members.alive()):
                 self._fleet.drain(engine, drain_s(at, _HAND_OVER_S, _SPARE_S))
         self._grow()
 

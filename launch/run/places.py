@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import ray
@@ -11,8 +11,9 @@ from ray.util.placement_group import PlacementGroup, placement_group_table, remo
 
 from actors.group import Slot
 from launch.config import RunConfig
-from launch.run.reserve import ask_ray, node_addresses, others_nodes, release, slots_in, where_is
+from launch.run.reserve import ask_ray, living_nodes, node_addresses, others_nodes, release, slots_in, where_is
 from launch.run.reserved import Placement
+from launch.run.shortage import have_room
 from launch.sizes.placement import demands, reservation_of
 
 _GROUP = "rollout"
@@ -60,6 +61,13 @@ def ask_for_engine(config: RunConfig, placement: Placement, avoid: set[str]) -> 
     wanted = reservation_of(config, _GROUP, 1)
     # For no other strategy does Ray take a bundle that is alone to be one.
     return ask_ray(wanted.bundles, "STRICT_PACK", wanted, avoid | others_nodes(config, placement, _GROUP))
+
+
+def have_room_for_engine(config: RunConfig, placement: Placement, avoid: set[str]) -> bool:
+    """Whether a bundle for one more engine would find room now, on none of these nodes."""
+    wanted = reservation_of(config, _GROUP, 1)
+    avoid = avoid | others_nodes(config, placement, _GROUP)
+    return have_room(wanted, living_nodes({}, wanted.bundles[0]), avoid)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +139,20 @@ class Places:
         the run ends with it."""
         node = self._slots[engine].node_id
         found = self._nodes.leaving.get(node) if self._nodes else None
-        return None if found is None or node in self.bound() else found
+        return None if found is None or node in self.bound() | self._placement.nodes else found
+
+    def ends_with(self, engine: int, others: Iterable[int]) -> bool:
+        """Whether the run cannot do without an engine's node, which is about to go, as none of the `others` stays and
+        no other node has room; it then ends with a checkpoint while it can. One that may grow waits for nodes."""
+        stays = any(self.goes_at(other) is None and not self.is_gone(other) for other in others if other != engine)
+        if stays or self._config.rollout.grows or have_room_for_engine(self._config, self._placement, self._leaving()):
+            return False
+        self._placement.nodes.add(self._slots[engine].node_id)
+        return True
+
+    def _leaving(self) -> set[str]:
+        """Ids of nodes that have no room for anything, whatever Ray says of them."""
+        return self._placement.lost | set(self._nodes.leaving if self._nodes else ())
 
     def must_move(self, engine: int) -> bool:
         """Whether an engine cannot be restarted where it was."""
@@ -150,15 +171,12 @@ class Places:
         with self._lock:
             pending, self._placement.pending = self._placement.pending, None
         if pending is None:
-            pending = ask_for_engine(self._config, self._placement, self._avoided())
+            pending = ask_for_engine(self._config, self._placement, self._leaving())
         return Asked(self._config, self._placement, pending, frozenset(self._placement.lost))
 
-    def is_outdated(self, asked: "Asked") -> bool:
+    def is_outdated(self, asked: Asked) -> bool:
         """Whether other nodes are lost by now than when a bundle was asked for: one that is back may have room."""
         return asked.lost != self._placement.lost
-
-    def _avoided(self) -> set[str]:
-        return self._placement.lost | set(self._nodes.leaving if self._nodes else ())
 
     def vacate(self, engine: int) -> None:
         """Give an engine's bundle back: of a node that is gone, Ray would reserve it elsewhere, where there is room for

@@ -196,7 +196,7 @@ class _Waiting:
         """
         # Not `ray.get(group.ready())`, which says nothing while it waits. Ray 2.60 takes half a second as none.
         while not group.wait(timeout_seconds=_LOOK_S):
-            nodes = _nodes(Counter(place.node for place in before), self.wanted.bundles[0])
+            nodes = living_nodes(Counter(place.node for place in before), self.wanted.bundles[0])
             lacks = partial(lacking, self.wanted, nodes)
             if self.give_up and self.avoided and lacks(self.avoided) and not lacks():
                 raise NoRoom
@@ -250,7 +250,7 @@ def node_addresses() -> dict[str, str]:
     return found if len(found) > 1 else {}
 
 
-def _nodes(held: Mapping[str, int], bundle: Mapping[str, float]) -> list[Node]:
+def living_nodes(held: Mapping[str, int], bundle: Mapping[str, float]) -> list[Node]:
     """The living nodes; what is in bundles of this size, so many on each node as `held` says, counts as free."""
     available = ray_state.available_resources_per_node()
     found = []

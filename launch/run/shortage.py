@@ -33,6 +33,11 @@ def shortage(wanted: Reservation, nodes: Sequence[Node], avoided: Set[str] = fro
     )
 
 
+def have_room(wanted: Reservation, nodes: Sequence[Node], avoided: Set[str] = frozenset()) -> bool:
+    """Whether a reservation would find room now."""
+    return _missing(wanted, [node.free for node in _allowed(wanted, nodes, avoided)], "") is None
+
+
 def lacking(wanted: Reservation, nodes: Sequence[Node], avoided: Set[str] = frozenset()) -> str | None:
     """What the nodes lack even if nobody else uses them; None when they would do."""
     there = "the cluster has"
