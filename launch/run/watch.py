@@ -32,7 +32,7 @@ from launch.run.node_faults import NodeFaults
 from launch.run.signs import EXIT, SILENT, Signs
 from launch.run.warden import LATE_S, LOOK_S, DistantSigns
 from launch.run.wardens import Wardens, end_actors
-from launch.run.watched import DIED, FROZE, PULSE_S, REWARD, Loss, Rank
+from launch.run.watched import DIED, FROZE, NODE, PULSE_S, REWARD, Loss, Rank
 from launch.tracking.events import Events, Fault
 
 if TYPE_CHECKING:
@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 
 HEARTBEAT_S = 4.0
 """Longest silence of a process that does nothing, if nobody says otherwise."""
-_CALL, _NODE = "call", "node"
-"""What has told of a reward process's end before a look did; and of that of all processes of a node."""
+_CALL = "call"
+"""What has told of a reward process's end before a look did."""
 _LOOK_S = LOOK_S
 _END_S = 10.0
 
@@ -191,7 +191,7 @@ class ProcessWatch:
             end_actors([handle for rank in there if (handle := self._handle(rank))])
             for rank in there:
                 if rank.group != REWARD or (self._roster.pool and self._roster.pool.lost(rank.rank, rank.generation)):
-                    yield rank, rank.loss(DIED, _NODE, now)
+                    yield rank, rank.loss(DIED, NODE, now)
 
     def _handle(self, rank: Rank) -> ActorHandle | None:
         if rank.group == REWARD:

@@ -10,6 +10,8 @@ from launch.run.warden import DistantSigns
 from launch.run.wardens import Wardens
 
 DIED, FROZE = "died", "froze"
+NODE = "node"
+"""What has told of the end of all processes of a node."""
 REWARD = "reward"
 """Group of the processes of a reward pool."""
 PULSE_S = 2.0
