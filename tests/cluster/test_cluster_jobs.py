@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.cluster.bed import Bed, missing, running
+from tests.cluster.bed import Bed, Node, missing, running
 from tests.cluster.jobs import DEADLINE_S, Commands, interrupt, make_project
 
 pytestmark = [pytest.mark.cluster, pytest.mark.skipif(missing() is not None, reason=str(missing()))]
@@ -92,6 +92,17 @@ def test_a_dependency_that_a_node_lacks(bed: Bed, tandem: Commands, number: int,
     assert package in last and (node.address in last or f"node{number + 1}" in last), output
 
 
+def freeze(tandem: Commands, run: str, node: Node, pid: int, who: str) -> None:
+    """Stop a process on another node than the driver's, which sees nothing of it; it is noticed in time, and back."""
+    os.kill(pid, signal.SIGSTOP)
+    noticed = tandem.wait_for_event(run, who, "noticed")
+    assert (noticed["what"], noticed["noticed_by"], noticed["node"]) == ("froze", "stopped", node.address)
+    assert noticed["noticed_s"] <= 5, noticed
+    recovered = tandem.wait_for_event(run, who, "recovered")
+    assert recovered["attempt"] == 1, recovered
+    tandem.wait_for_step(run, tandem.metrics(run)[-1]["step"] + 1)
+
+
 def test_a_job_lives_on_its_nodes_learns_is_stopped_resumed_and_preempted(bed: Bed, tandem: Commands) -> None:
     head, trainer, engine = bed.nodes
     submit = ("submit", "config.yaml", "run.name=first", "--id", "first")
@@ -112,6 +123,9 @@ def test_a_job_lives_on_its_nodes_learns_is_stopped_resumed_and_preempted(bed: B
     output, _ = following.communicate(timeout=30)
     assert following.returncode == 130, output
     assert "GRPO: " in output and "tandem logs first -f --address" in output
+
+    freeze(tandem, "first", engine, bed.pids(engine, "ray::RolloutWorker")[0], "rollout[0]")
+    freeze(tandem, "first", trainer, bed.pids(trainer, "ray::PolicyWorker")[0], "policy[")
 
     # Stopped: the step is finished, and a checkpoint is kept.
     code, output = tandem("stop", "first")
@@ -144,30 +158,3 @@ def test_a_job_lives_on_its_nodes_learns_is_stopped_resumed_and_preempted(bed: B
     assert [line["weights/version"] for line in steps] == [sum(learned[: number + 1]) for number in range(len(steps))]
     rewards = [line["reward/mean"] for line in steps]
     assert sum(rewards[-5:]) / 5 > sum(rewards[:5]) / 5 + 0.3, rewards
-
-
-def test_what_freezes_or_dies_on_another_node_is_noticed_and_comes_back(bed: Bed, tandem: Commands) -> None:
-    """The driver is on the head, which sees nothing of the processes of other nodes."""
-    _, trainer, engine = bed.nodes
-    code, output = tandem("submit", "config.yaml", "run.name=faults", "--id", "faults", "checkpoint.every=3")
-    assert code == 0, output
-    tandem.wait_for_step("faults", 3)
-    hits = [
-        (engine, "RolloutWorker", "rollout[0]", signal.SIGSTOP, ("froze", "stopped")),
-        (trainer, "PolicyWorker", "policy[", signal.SIGSTOP, ("froze", "stopped")),
-        (engine, "RolloutWorker", "rollout[0]", signal.SIGKILL, ("died", "exit")),
-    ]
-    hit = dict[str, int]()
-    for node, part, who, how, signs in hits:
-        [pid, *_] = bed.pids(node, part)
-        os.kill(pid, how)
-        generation = hit[who] = hit.get(who, -1) + 1
-        noticed = tandem.wait_for_event("faults", who, "noticed", generation)
-        assert ((noticed["what"], noticed["noticed_by"]), noticed["node"]) == (signs, node.address)
-        assert noticed["noticed_s"] <= 5, noticed
-        tandem.wait_for_event("faults", who, "recovered", generation)
-        tandem.wait_for_step("faults", tandem.metrics("faults")[-1]["step"] + 1)
-    code, output = tandem("stop", "faults")
-    assert code == 0, output
-    steps = [line["step"] for line in tandem.metrics("faults")]
-    assert steps == list(range(1, len(steps) + 1)), "each step once, none missing"
