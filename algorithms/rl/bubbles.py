@@ -13,7 +13,7 @@ A bubble is time in which one side has nothing to do, or less than it could. Per
 | `bubble/engine_paused_fraction` | share in which they had samples and stood still, for new weights |
 | `bubble/sync_tokens_lost` | tokens not generated meanwhile: paused seconds x tokens per busy second of each engine |
 | `bubble/tokens_discarded` | tokens that new weights have thrown away (`rollout.on_update` restart), if any |
-| `bubble/engines_unheard` | engines in none of these: lost, new, or too late with their answer |
+| `bubble/engines_unheard` | engines in none of these: lost, new, gone, or too late with their answer |
 
 An engine's time is idle, busy (underfilled or not) or paused: the rest to 1 is busy with at least half of the slots.
 With `max_staleness` 0, or where engines and trainer share GPUs, the two sides take turns: engines are idle while the

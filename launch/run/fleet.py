@@ -1,7 +1,7 @@
-"""Brings rollout engines back that are lost, and others into being: processes start beside everything else that goes
-on, in the same place, or in another one where the node is gone or about to go.
+"""Brings rollout engines back that are lost, and new ones into being, beside everything else that goes on.
 
-It ends where an engine lacks nothing but weights; `launch.run.weights` gives it those.
+A process starts in the same place, or in another one where the node is gone or about to go. It ends where an engine
+lacks nothing but weights; `launch.run.weights` gives it those.
 """
 
 import threading
