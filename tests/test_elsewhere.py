@@ -1,4 +1,4 @@
-"""A group that has lost a node moves as a whole, waits for room, and says so; where there is none, it is an error."""
+"""A group that has lost a node moves as a whole, waits for room, and says so; where there is none, that is told."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from actors.config import UserError
-from actors.group import GroupError, Slot
+from actors.group import Slot
 from launch.config import RunConfig, load
 from launch.run import elsewhere as module
 from launch.run.elsewhere import Elsewhere
@@ -82,7 +82,7 @@ def test_a_group_leaves_a_lost_node_with_all_its_ranks(ray: Ray, placement: Plac
     elsewhere, group = Elsewhere(config(), placement, said.append), Group()
     assert [elsewhere.must_move(name) for name in ("policy", "critic", "reference")] == [True, False, False]
     made: Any = group
-    elsewhere.move(made)
+    assert elsewhere.move(made)
     assert [(rank, each.node_id) for rank, each in group.replaced] == [(0, "c"), (1, "c")]
     assert (ray.removed, ray.avoided) == (["old"], [{"b"}])
     assert placement.slots["policy"] == [each for _, each in group.replaced] and "c" in placement.nodes
@@ -100,22 +100,23 @@ def test_it_waits_for_room_and_takes_a_node_that_is_back(ray: Ray, placement: Pl
         placement.lost.clear()  # the node answers again
 
     made: Any = Group()
-    Elsewhere(config(), placement, tell_of).move(made)
+    assert Elsewhere(config(), placement, tell_of).move(made)
     assert ray.avoided[0] == {"b"} and ray.avoided[-1] == set()
     assert said[0].startswith("waiting for room: ") and said[-1].startswith("policy moves to ")
 
 
-def test_no_room_within_the_deadline_is_an_error(ray: Ray, placement: Placement) -> None:
+def test_no_room_within_the_deadline_is_told(ray: Ray, placement: Placement) -> None:
     ray.after, made = 10**6, Group()
     group: Any = made
-    with pytest.raises(GroupError, match=r"policy: no room elsewhere within 30 s \(cluster.wait_s\): policy needs 2"):
-        Elsewhere(config(), placement, lambda _: None).move(group)
+    said: list[str] = []
+    assert not Elsewhere(config(), placement, said.append).move(group)
+    assert said[-1].startswith("policy: no room elsewhere within 30 s (cluster.wait_s): policy needs 2 CPU")
     assert 30 < ray.slept < 40 and made.replaced == []
 
 
 def test_groups_that_share_their_places_do_not_move_alone(ray: Ray, placement: Placement) -> None:
     shared = config("cluster.placement=shared")
     group: Any = Group()
-    with pytest.raises(GroupError, match="shared"):
-        Elsewhere(shared, placement, lambda _: None).move(group)
-    assert ray.removed == [], "nothing is given back"
+    said: list[str] = []
+    assert not Elsewhere(shared, placement, said.append).move(group)
+    assert ray.removed == [] and "shared" in said[0], "nothing is given back"

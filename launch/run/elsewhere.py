@@ -7,7 +7,7 @@ from typing import Any
 from ray.util.placement_group import remove_placement_group
 
 from actors.config import UserError
-from actors.group import ActorGroup, GroupError
+from actors.group import ActorGroup
 from launch.config import RunConfig
 from launch.run.reserve import NoRoom, reserve_elsewhere
 from launch.run.reserved import Placement
@@ -33,14 +33,15 @@ class Elsewhere:
         """Whether a rank of a group was on a node that is lost."""
         return any(slot.node_id in self._placement.lost for slot in self._placement.slots.get(name, ()))
 
-    def move(self, group: ActorGroup[Any]) -> None:
+    def move(self, group: ActorGroup[Any]) -> bool:
         """Give a group new slots and new processes there, of which nothing was asked; waits for room.
 
-        Raises GroupError: there is none within `cluster.wait_s`, or groups share their places.
+        Returns whether it has moved; tells why not: there is no room within `cluster.wait_s`, or groups share places.
         """
         name, wait_s = group.name, self._config.cluster.wait_s
         if self._config.cluster.placement == "shared":
-            raise GroupError(f"{name}: with cluster.placement shared, no group can leave a node that is lost alone")
+            self._tell_of(f"{name}: with cluster.placement shared, no group can leave a node that is lost alone")
+            return False
         # What is left of it goes first: there may be room only where it was.
         self._give_back(name)
         until, missing = time.monotonic() + wait_s, ""
@@ -54,7 +55,8 @@ class Elsewhere:
             except (NoRoom, UserError) as error:
                 missing = str(error) or "no node that is left has room"
             if time.monotonic() > until:
-                raise GroupError(f"{name}: no room elsewhere within {wait_s:g} s (cluster.wait_s): {missing}")
+                self._tell_of(f"{name}: no room elsewhere within {wait_s:g} s (cluster.wait_s): {missing}")
+                return False
             self._say(missing)
             time.sleep(_PAUSE_S)
         self._placement.slots[name] = slots
@@ -65,6 +67,7 @@ class Elsewhere:
         for rank, slot in enumerate(slots):
             group.replace(rank, slot)
         self._tell_of(f"{name} moves to {', '.join(dict.fromkeys(slot.node or slot.node_id for slot in slots))}")
+        return True
 
     def _give_back(self, name: str) -> None:
         """Give a group's bundles back; what runs in them ends."""

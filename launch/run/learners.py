@@ -164,9 +164,8 @@ class Learners:
         back = lost | learning if lost & learning else lost
         if lost & learning and state.directory and not state.directory.is_dir():
             return None  # somebody has removed it
-        for name in back if self._elsewhere else ():
-            if self._elsewhere and self._elsewhere.must_move(name):
-                self._elsewhere.move(self._roster[name])
+        if not self._leave_lost_nodes(back):
+            return None
         rebuild(*((self._roster[name], self._starts[name]) for name in self._roster if name in back))
         if not lost & learning:
             return 0
@@ -177,6 +176,12 @@ class Learners:
                 group.call(TrainedWorker.load, state.directory / name, state.shards.get(name))
         self._kl.load(Path(), state.kl)
         return learn_again(state.step)
+
+    def _leave_lost_nodes(self, names: set[str]) -> bool:
+        """Give groups places on other nodes, where they must have some; whether there are."""
+        elsewhere = self._elsewhere
+        moving = [name for name in sorted(names) if elsewhere and elsewhere.must_move(name)]
+        return all(elsewhere.move(self._roster[name]) for name in moving if elsewhere)
 
     def _copy(self, step: int) -> None:
         """Keep the state of groups that learn as it is now."""
