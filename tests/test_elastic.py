@@ -56,6 +56,7 @@ class Cluster:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, **room: int) -> None:
         self.room, self.leaving = room, dict[str, float]()
         self.asked: list[SimpleNamespace] = []
+        self.removed: list[SimpleNamespace] = []
         for module, name in ((places_module, "nodes_now"), (places_module, "ask_for_engine")):
             monkeypatch.setattr(module, name, getattr(self, name))
         monkeypatch.setattr(places_module, "have_room_for_engine", self.have_room)
@@ -69,7 +70,8 @@ class Cluster:
         return Nodes({name: f"10.0.0.{number}" for number, name in enumerate(self.room)}, dict(self.leaving))
 
     def ask_for_engine(self, _config: Any, _placement: Any, avoid: set[str]) -> SimpleNamespace:
-        self.asked.append(SimpleNamespace(id=len(self.asked), avoid=avoid, node=None))
+        given_back = [group.id for group in self.removed]
+        self.asked.append(SimpleNamespace(id=len(self.asked), avoid=avoid, node=None, given_back=given_back))
         return self.asked[-1]
 
     def have_room(self, _config: Any, _placement: Any, avoid: set[str]) -> bool:
@@ -84,6 +86,7 @@ class Cluster:
         return group.node and slot(group.node, group)
 
     def remove(self, group: SimpleNamespace) -> None:
+        self.removed.append(group)
         if group.node in self.room:
             self.room[group.node] += 1
         group.node = None
@@ -207,7 +210,8 @@ def test_the_last_one_moves_and_the_run_waits_for_room(start: Start, monkeypatch
     assert run.members.state(0) == "lost" and run.group.retired == [0]
     until(lambda: len(cluster.asked) == 2)
     run.elastic.look()
-    assert cluster.asked[0].node is None and len(run.members) == 1
+    assert cluster.asked[0] in cluster.removed and len(run.members) == 1 and len(cluster.asked) == 2
+    assert "first on spot" in cluster.asked[1].given_back, "else Ray would move it to the room that there is"
     cluster.room["other"] = 1
     until(lambda: run.members.state(0) == "stale")
     assert run.group.where == {0: "other"} and run.group.replaced == [0]
@@ -230,6 +234,16 @@ def test_one_of_two_that_are_to_be_there_moves_from_a_node_that_goes(
     run.serve(1)
     assert run.group.where == {1: "spare"} and cluster.asked[0].avoid == {"spot"}
     assert run.lines() == [("drained", "rollout[1]"), ("joined", "rollout[1]")]
+
+
+def test_a_loss_may_be_the_first_that_is_heard_of_a_node(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Started where it was, the engine would wait for the node."""
+    cluster = Cluster(monkeypatch, head=0, spot=0, spare=1)
+    run = start(["head", "spot"], 2)
+    del cluster.room["spot"]
+    run.members.lose(1, GroupError("rollout[1].poll: the process died"), 0)
+    run.serve(1)
+    assert run.group.where == {1: "spare"} and run.group.replaced == [1]
 
 
 def test_who_waits_for_room_leaves_once_there_are_enough(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -305,7 +319,12 @@ def test_nothing_starts_once_all_is_closed(start: Start, monkeypatch: pytest.Mon
     cluster.room["other"] = 1
     run.fleet.join(slot("other"))
     assert len(run.members) == 1 and run.group.replaced == []
-    assert [group.node for group in cluster.asked] == [None]
+    assert cluster.asked[0] in cluster.removed
+    other = start(["head"], RANGE)
+    cluster.room["other"] = 0
+    other.elastic.look()
+    other.elastic.close()
+    assert cluster.removed[-1] is cluster.asked[-1], "the demand ends with the run"
 
 
 def test_a_look_that_fails_is_told_once_and_the_next_one_comes(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,7 +66,8 @@ def test_either_store_serves_engines_that_come_later(store: str) -> None:
     assert (config(3).rollout.most, config(3).rollout.fewest, config(3).rollout.grows) == (3, 3, False)
 
 
-def test_a_run_reserves_the_fewest_and_all_else_counts_the_most() -> None:
+def test_a_run_reserves_the_fewest_and_all_else_counts_the_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("launch.config.machine_cpus", lambda: 16)
     found = config(cluster={"placement": "separate"})
     [asked] = [each for each in demands(found) if each.group == "rollout"]
     assert asked.count == 8
@@ -77,7 +78,7 @@ def test_a_run_reserves_the_fewest_and_all_else_counts_the_most() -> None:
     assert (one.bundles, one.ranks) == ([{"CPU": 0.5}], {"rollout": [0]})
     pods = {group.name: group for group in pod_groups(found)}
     assert sum(node.processes["rollout"] for node in pods["rollout"].nodes) == 8
-    assert engine_threads(found) == engine_threads(config(8))
+    assert engine_threads(found) == engine_threads(config(8)) == 2
     with pytest.raises(ValueError, match="shares its bundles"):
         reservation_of(config(2, cluster={"placement": "shared"}), "rollout", 1)
 

@@ -245,9 +245,7 @@ class Fleet:
                 return True
             if not self._places.may_shrink(len(self._members.alive())):
                 return False
-            with self._busy:
-                self._members.leave(engine)
-                self._at_work.discard(engine)
+            self._members.leave(engine)
         self._arriving.discard(engine)
         self._count()
         for number in self._faults.pop(engine, []):
