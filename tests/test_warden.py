@@ -101,6 +101,7 @@ class Posts:
         self.ended: list[ProcessId] = []
         self.fall: list[str] = []
         self.return_: list[str] = []
+        self.said: list[str] = []
 
     def look(self, now: float, addresses: Sequence[str], signs: Sequence[DistantSigns]) -> None:
         """Tell of these."""
@@ -131,8 +132,8 @@ class Posts:
 def watching(directory: Path, children: Children, posts: Any, told: list[Loss]) -> ProcessWatch:
     roster: Any = Roster(str(directory))
     roster.pool = children
-    warn = pytest.fail
-    return ProcessWatch(roster, Events(directory), on_lost=told.append, warn=warn, wardens=posts, clock=Clock())
+    warn, events = pytest.fail, Events(directory, told=posts.said.append)
+    return ProcessWatch(roster, events, on_lost=told.append, warn=warn, wardens=posts, clock=Clock())
 
 
 def on(*nodes: str) -> Children:
@@ -170,7 +171,9 @@ def test_with_a_node_all_its_processes_are_lost_until_they_are_elsewhere(tmp_pat
     looks(watch, 103.0, 104.0)
     lines = [(line["who"], line["event"], line.get("did")) for line in read_events(tmp_path / "events.jsonl")]
     assert read_events(tmp_path / "events.jsonl")[0]["noticed_s"] == 4.2
-    assert lines[0] == ("c", "noticed", None) and ("c", "recovered", "its processes are elsewhere") in lines
+    assert posts.said[0] == "c vanished (noticed by its silence after 4.2 s)"
+    assert any(line.startswith("c is done without after") for line in posts.said)
+    assert lines[0] == ("c", "noticed", None) and ("c", "recovered", "done without") in lines
 
 
 def test_a_node_that_is_back_is_no_fault_and_may_be_lost_again(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Container
 
 from launch.run.signs import SILENT
-from launch.tracking.events import Events, Fault
+from launch.tracking.events import WITHOUT, Events, Fault
 
 _VANISHED = "vanished"
 
@@ -33,4 +33,4 @@ class NodeFaults:
     def leave(self, waiting: Container[str]) -> None:
         """Addresses of nodes that have lost processes in whose places there are no others yet: the rest is over."""
         for address in [address for address in self._open if address not in waiting]:
-            self.over(address, "its processes are elsewhere")
+            self.over(address, WITHOUT)

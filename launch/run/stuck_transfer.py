@@ -15,8 +15,10 @@ _METHODS = "connect", "publish"
 
 
 def free_senders(policy: ActorGroup[Any], *, grace_s: float = _GRACE_S) -> threading.Thread:
-    """End the policy's processes, beside all else, if they are still in a transfer that had begun before now: they would
-    wait for its deadline. They are brought back as any that are lost, and the weights sent to who is there."""
+    """End the policy's processes, beside all else, if they are still in a transfer that had begun before now.
+
+    They would wait for its deadline. They are brought back as any that are lost, and the weights sent to who is there.
+    """
     thread = threading.Thread(target=_free, args=(policy, grace_s), name="stuck transfer", daemon=True)
     thread.start()
     return thread

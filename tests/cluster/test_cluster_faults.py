@@ -4,12 +4,13 @@ Takes minutes: `make chaos` asks for it, with CHAOS_NODES.
 """
 
 import os
+import time
 from collections.abc import Iterator
 
 import pytest
 
 from tests.cluster.bed import Bed, Node, missing, running
-from tests.cluster.jobs import Commands, make_project
+from tests.cluster.jobs import DEADLINE_S, Commands, make_project
 from tests.cluster.test_cluster_jobs import TOKEN
 
 pytestmark = [
@@ -41,9 +42,12 @@ def tandem(bed: Bed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Comma
 
 
 def on(bed: Bed, worker: str) -> Node:
-    """The node that has processes of this class."""
-    [node] = [node for node in bed.nodes if node.init and bed.pids(node, f"ray::{worker}")]
-    return node
+    """The node that has processes of this class, as soon as it is the only one."""
+    until = time.monotonic() + DEADLINE_S
+    while len(found := [node for node in bed.nodes if node.init and bed.pids(node, f"ray::{worker}")]) != 1:
+        assert time.monotonic() < until, f"{worker} on {found}"
+        time.sleep(0.2)
+    return found[0]
 
 
 def vanished(tandem: Commands, node: Node, who: list[str], did: str) -> None:
