@@ -56,6 +56,7 @@ LONGEST = (
     "overlap_run",
     "attempts_run",
     "learners_run",
+    "elastic_run",
     "small_disk_run",
     "holder_run",
     "own_task",

@@ -165,3 +165,28 @@ def test_who_is_told_may_ask_from_another_thread(tmp_path: Path) -> None:
 
     events = Events(tmp_path, told=told)
     events.recovered(events.noticed(died("policy[0]")), "rebuilt")
+
+
+def test_what_is_no_fault_has_a_line_without_a_number(tmp_path: Path) -> None:
+    """Nobody who reads faults meets it; people are told, also of a fault that ends as its engine is not replaced."""
+    told: list[str] = []
+    clock = Clock()
+    events = Events(tmp_path, told=told.append, clock=clock)
+    events.step, events.phase = 12, "rollout"
+    for event in ("joined", "drained", "left"):
+        events.tell(event, "rollout[1]", "10.0.0.2")
+    assert lines(tmp_path)[0] == {
+        "at": "2026-09-21T14:13:20.000+00:00", "attempt": 1, "step": 12, "phase": "rollout",
+        "event": "joined", "who": "rollout[1]", "node": "10.0.0.2",
+    }  # fmt: skip
+    assert read_events(tmp_path / "events.jsonl") == [] and events.open() == []
+    number = events.noticed(died("rollout[0]"), told=False)
+    clock.now += 2
+    events.recovered(number, "left")
+    assert number == 1 and told == [
+        "step 12, rollout: rollout[1] has joined (10.0.0.2)",
+        "step 12, rollout: rollout[1] has handed over what it had (10.0.0.2)",
+        "step 12, rollout: rollout[1] has left (10.0.0.2)",
+        "rollout[0] is not replaced, 2.5 s after it was lost",
+    ]
+    assert Events(tmp_path).attempt == 2, "the fault is counted"
