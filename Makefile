@@ -139,6 +139,7 @@ CHAOS_SEEDS ?= 1 2 3 4 5
 
 chaos: $(VENV)/.dev
 	CHAOS_SEEDS="$(CHAOS_SEEDS)" $(BIN)/python -m pytest -s tests/chaos
+	CHAOS_NODES=1 $(BIN)/python -m pytest tests/cluster/test_cluster_faults.py tests/cluster/test_head_restart.py
 
 $(VENV)/.mutants: requirements/mutants.txt $(VENV)/.dev
 	@echo "the mutation tool, of requirements/mutants.txt: 25 MB on disk"

@@ -353,3 +353,18 @@ def test_a_node_that_goes_soon_has_little_time() -> None:
         1.0,
         1.0,
     ]
+
+
+def test_an_engine_of_a_node_held_for_lost_moves_or_is_there_again_when_it_is_back(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray holds the node for alive all the time."""
+    cluster = Cluster(monkeypatch, head=0, cut=0)
+    run = start(["cut"], 1)
+    run.placement.lost.add("cut")
+    run.fleet.hear(0, 0, "nobody there answers")
+    until(lambda: run.fleet.waits_for_room and len(cluster.asked) == 1)
+    assert cluster.asked[0].avoid == {"cut"} and cluster.room["cut"] == 1, "its bundle is given back"
+    run.placement.lost.discard("cut")
+    until(lambda: run.members.state(0) == "stale")
+    assert run.group.where == {0: "cut"} and [each.avoid for each in cluster.asked] == [{"cut"}, set()]

@@ -166,6 +166,24 @@ def test_a_copy_is_taken_beside_a_checkpoint_where_there_is_no_room_to_wait(
     assert made.learners.note(3, 1.0) == 2
 
 
+@pytest.mark.parametrize("room", [True, False])
+def test_a_group_whose_node_is_lost_moves_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: bool) -> None:
+    """Others stay where they are; without room it is not mended, and waits once."""
+    made = Made(tmp_path, monkeypatch)
+
+    def move(group: FakeGroup) -> bool:
+        made.log.append(f"move {group.name}")
+        group.fresh = {0, 1}
+        return room
+
+    elsewhere: Any = SimpleNamespace(must_move=lambda name: name == "policy", move=move)
+    made.learners._elsewhere = elsewhere
+    made.groups["policy"].dead = {0}
+    assert made.learners.mend(LOST, made.redo) == room
+    moved = ["replace critic[0]", "replace critic[1]", "build policy", "build critic", "prepare"]
+    assert made.log == ["move policy", *([*moved, "again from 0 with 0.5"] if room else [])]
+
+
 def test_what_is_no_loss_is_not_mended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor the loss of an engine, which is brought back elsewhere."""
     made = Made(tmp_path, monkeypatch)

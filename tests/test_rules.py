@@ -1314,6 +1314,27 @@ CASES: list[tuple[str, str, str]] = [
     ),
     (
         "grpo",
+        "rollout={engines: {min: 3, max: 3}}",
+        "rollout.engines.min must be below max (3), or engines a number, got 3",
+    ),
+    (
+        "grpo",
+        "rollout={engines: {min: 2, max: 8}, engines_per_node: 2}",
+        "rollout.engines_per_node must be left out where engines is a range, as each goes where there is room, got 2",
+    ),
+    (
+        "grpo",
+        "rollout={engines: {min: 2, max: 8}}; cluster.placement=shared",
+        "rollout.engines must be a number with cluster.placement shared, where each has a bundle of the other groups, "
+        "got {min: 2, max: 8}",
+    ),
+    (
+        "grpo",
+        "rollout={engines: {min: 2, max: 8}}; run.max_restarts=0",
+        "rollout.engines must be a number with run.max_restarts 0, where none comes back, got {min: 2, max: 8}",
+    ),
+    (
+        "grpo",
         "rollout.engines=3; rollout.engines_per_node=2",
         "rollout.engines_per_node must divide engines (3), got 2",
     ),

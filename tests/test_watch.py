@@ -84,6 +84,9 @@ class Children:
     def processes(self) -> dict[int, tuple[int, ProcessId | None]]:
         return dict(self.found)
 
+    def actor(self, place: int, generation: int) -> None:
+        """Nothing that Ray could end."""
+
     def deaths(self) -> list[tuple[int, int]]:
         died, self.died = self.died, []
         return died

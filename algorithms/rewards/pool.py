@@ -77,8 +77,8 @@ class RewardPool:
     """Scores rollouts by functions and endpoints in `config.workers` processes, each with at most one call at a time.
 
     Deadlines are enforced, and waiting batches sent on, inside `ready`: call `ready(0)` about once a second while a
-    batch is out. Not thread-safe, but for `processes`, `deaths` and `lost`, by which another thread watches over the
-    workers.
+    batch is out. Not thread-safe, but for `processes`, `actor`, `deaths` and `lost`, by which another thread watches
+    over the workers.
 
     Example:
         pool = RewardPool(config.reward)
@@ -154,6 +154,11 @@ class RewardPool:
     def processes(self) -> dict[int, tuple[int, ProcessId | None]]:
         """Place of each worker -> its generation, and its process once it has started and until it is ended."""
         return {place: (worker.generation, worker.process) for place, worker in enumerate(list(self._workers))}
+
+    def actor(self, place: int, generation: int) -> ActorHandle | None:
+        """A worker's actor, while it has its place."""
+        workers = list(self._workers)
+        return workers[place].actor if place < len(workers) and workers[place].generation == generation else None
 
     def deaths(self) -> list[tuple[int, int]]:
         """Place and generation of workers whose calls have told that they died, since the last question."""

@@ -30,6 +30,7 @@ from launch.run.chat_settings import answer_ends
 from launch.run.checkpointer import RunCheckpointer
 from launch.run.connection import Connection
 from launch.run.elastic import supervise
+from launch.run.elsewhere import Elsewhere
 from launch.run.groups import reference_sync, start_building
 from launch.run.learners import Learners, starts_of
 from launch.run.reserved import Placement
@@ -144,7 +145,8 @@ def build_rl(kind: RLKind, placement: Placement, reporter: RunReporter, roster: 
     roster.rollouts.welcome = weights.welcome
     if config.run.max_restarts and roster.now:
         starts = starts_of(config, _policy_updates(kind.algorithm, steps), steps * kind.algorithm.updates_per_step)
-        roster.learners = Learners(config, roster, roster.now, saves, checkpointer, starts, reporter.note)
+        elsewhere = Elsewhere(config, placement, reporter.note)
+        roster.learners = Learners(config, roster, roster.now, saves, checkpointer, starts, reporter.note, elsewhere)
     arguments: LoopArguments = {
         "roster": roster,
         "rollouts": roster.rollouts,

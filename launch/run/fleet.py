@@ -217,6 +217,9 @@ class Fleet:
         slot: Slot | None = None
         try:
             while slot is None and not self._leaves(engine):
+                if asked and self._places.is_outdated(asked):
+                    asked.give_up()
+                    asked = None
                 asked = asked or self._places.ask()
                 slot = asked.slot(_ROOM_S)
             if slot and not self._settled(engine, slot):

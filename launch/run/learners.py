@@ -23,6 +23,7 @@ from actors.group_errors import RankLost
 from actors.train.shards import Shards
 from launch.config import RunConfig
 from launch.run.checkpointer import RunCheckpointer
+from launch.run.elsewhere import Elsewhere
 from launch.run.groups import Start, rebuild, start_building, start_loading
 from launch.run.manifest import Checkpoint
 from launch.run.roster import Roster
@@ -77,6 +78,7 @@ class Learners:
         checkpointer: RunCheckpointer,
         starts: Mapping[str, Start],
         tell_of: Callable[[str], None],
+        elsewhere: Elsewhere | None = None,
     ) -> None:
         """
         Args:
@@ -87,7 +89,9 @@ class Learners:
             checkpointer: says which checkpoint was kept.
             starts: how new ranks of each group are built.
             tell_of: shows a line.
+            elsewhere: moves groups whose node is lost; without it they stay where they were.
         """
+        self._elsewhere = elsewhere
         self._roster, self._now, self._saves, self._checkpointer = roster, now, saves, checkpointer
         self._starts, self._tell_of = starts, tell_of
         self._max_restarts = config.run.max_restarts
@@ -179,6 +183,8 @@ class Learners:
         state = self._state
         if lost & learning and state.directory and not state.directory.is_dir():
             return None  # somebody has removed it
+        if not self._leave_lost_nodes(back):
+            return None
         rebuild(*((self._roster[name], self._starts[name]) for name in self._roster if name in back))
         if not lost & learning:
             return 0
@@ -189,6 +195,12 @@ class Learners:
                 group.call(TrainedWorker.load, state.directory / name, state.shards.get(name))
         self._kl.load(Path(), state.kl)
         return learn_again(state.step)
+
+    def _leave_lost_nodes(self, names: set[str]) -> bool:
+        """Give groups places on other nodes, where they must have some; whether there are."""
+        elsewhere = self._elsewhere
+        moving = [name for name in sorted(names) if elsewhere and elsewhere.must_move(name)]
+        return all(elsewhere.move(self._roster[name]) for name in moving if elsewhere)
 
     def _copy(self, step: int) -> None:
         """Keep the state of groups that learn as it is now."""

@@ -77,6 +77,8 @@ class Asked:
     config: RunConfig
     placement: Placement
     group: PlacementGroup
+    lost: frozenset[str] = frozenset()
+    """Ids of the nodes that were held for lost then."""
 
     def slot(self, within_s: int) -> Slot | None:
         """The engine's, once there is room; waits so many whole seconds for it."""
@@ -128,8 +130,9 @@ class Places:
         return slot.node or slot.node_id
 
     def is_gone(self, engine: int) -> bool:
-        """Whether an engine's node is no more."""
-        return self._nodes is not None and self._slots[engine].node_id not in self._nodes.alive
+        """Whether an engine's node is no more, or is held for lost."""
+        node = self._slots[engine].node_id
+        return node in self._placement.lost or (self._nodes is not None and node not in self._nodes.alive)
 
     def goes_at(self, engine: int) -> float | None:
         """When an engine's node is about to go, in seconds since 1970, 0 where nobody knows; None where it stays, or
@@ -148,7 +151,8 @@ class Places:
         return True
 
     def _leaving(self) -> set[str]:
-        return set(self._nodes.leaving) if self._nodes else set()
+        """Ids of nodes that have no room for anything, whatever Ray says of them."""
+        return self._placement.lost | set(self._nodes.leaving if self._nodes else ())
 
     def must_move(self, engine: int) -> bool:
         """Whether an engine cannot be restarted where it was."""
@@ -168,7 +172,11 @@ class Places:
             pending, self._placement.pending = self._placement.pending, None
         if pending is None:
             pending = ask_for_engine(self._config, self._placement, self._leaving())
-        return Asked(self._config, self._placement, pending)
+        return Asked(self._config, self._placement, pending, frozenset(self._placement.lost))
+
+    def is_outdated(self, asked: Asked) -> bool:
+        """Whether other nodes are lost by now than when a bundle was asked for: one that is back may have room."""
+        return asked.lost != self._placement.lost
 
     def vacate(self, engine: int) -> None:
         """Give an engine's bundle back: of a node that is gone, Ray would reserve it elsewhere, where there is room for

@@ -18,6 +18,8 @@ class Placement:
     """Ids of the nodes that the run ends with when they go: those that the bundles are on, until engines may move."""
     pending: PlacementGroup | None = None
     """Of one more engine, for which there was no room when the run began."""
+    lost: set[str] = field(default_factory=set)
+    """Ids of nodes that are held for lost, perhaps before Ray does; the watch follows them."""
 
     def where(self) -> str:
         """Which groups are where; empty when there is only one node. Example: policy on 10.0.0.2 (4), 10.0.0.3 (4)"""

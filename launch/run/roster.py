@@ -9,6 +9,8 @@ from algorithms.rollouts.rollouts import Rollouts
 from launch.run.elastic import Elastic
 from launch.run.fleet import Fleet
 from launch.run.reserved import Placement
+from launch.run.stuck_transfer import free_senders
+from launch.run.watched import NODE
 from launch.tracking.now import Now
 
 if TYPE_CHECKING:
@@ -88,6 +90,9 @@ class Roster(Members):
         """A process of the run is no more."""
         if self.fleet and loss.group == "rollout":
             self.fleet.hear(loss.rank, loss.generation, loss.text)
+            # What a holder sends to an engine nobody else waits for.
+            if loss.noticed_by == NODE and "policy" in self and "holder" not in self:
+                free_senders(self["policy"])
 
     def shutdown(self) -> None:
         """End all processes that the run has started."""

@@ -171,6 +171,7 @@ def _started(
     display.phase("starting Ray" if not os.environ.get("RAY_ADDRESS") else "joining Ray")
     with watched_ray(faults) as ray_watch, ray_cluster(config, config.directory / "logs"), ray_watch.running():
         from launch.run.roster import Roster
+        from launch.run.wardens import Wardens
         from launch.run.watch import ProcessWatch
 
         roster = Roster(str((config.directory / "logs").absolute()), reporter.now)
@@ -188,6 +189,7 @@ def _started(
             heartbeat_s=config.run.heartbeat_s,
             excuse=ray_is_dead,
             on_news=now.write,
+            wardens=Wardens(config.run.heartbeat_s, placement.lost),
         )
         now.processes = watch.pids
         watch.start()

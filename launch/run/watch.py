@@ -12,25 +12,27 @@ in a call of a library that keeps the lock. Then it computes, waits for a core, 
 seen. A rank that waits for another in a collective has let go of the lock, and answers. One that holds the lock and
 sleeps, in a call that neither computes nor reads files, is frozen for all that others can tell.
 
-Processes of other nodes are not in this machine's /proc. Only their exit is noticed, when Ray knows of it; that they
-are silent does not condemn them, as it may be the network, or want of a core, which cannot be told apart from here.
+Processes of other nodes are not in this machine's /proc: a warden looks at them there (`launch.run.wardens`). That they
+are silent does not condemn them, as it may be the network, or want of a core: their node is lost where nobody on it
+answers, and then all of them are.
 """
 
 import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import ray
-from ray import ObjectRef
 from ray.actor import ActorHandle
 from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
 
 from actors.group import ActorGroup
-from actors.pulse import ProcessId, Pulse, own_process
+from launch.run.node_faults import NodeFaults
 from launch.run.signs import EXIT, SILENT, Signs
+from launch.run.warden import LATE_S, LOOK_S, DistantSigns
+from launch.run.wardens import Wardens, end_actors
+from launch.run.watched import DIED, FROZE, NODE, PULSE_S, REWARD, Loss, Rank
 from launch.tracking.events import Events, Fault
 
 if TYPE_CHECKING:
@@ -38,89 +40,10 @@ if TYPE_CHECKING:
 
 HEARTBEAT_S = 4.0
 """Longest silence of a process that does nothing, if nobody says otherwise."""
-DIED, FROZE = "died", "froze"
 _CALL = "call"
 """What has told of a reward process's end before a look did."""
-_LOOK_S = 1.0
-_PULSE_S = 2.0
-"""Between an answer and the next question."""
-_LATE_S = 3.0
-"""By how much a look may be late: beyond, this process itself has stood still, and with it what it was to hear."""
+_LOOK_S = LOOK_S
 _END_S = 10.0
-_POOL = "reward"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Loss:
-    """A process that is no more: it has died, or was frozen and was ended.
-
-    Example: Loss(group="policy", rank=1, generation=0, pid=4711, what="froze", noticed_by="stopped", noticed_s=1.4)
-    """
-
-    group: str
-    rank: int
-    generation: int
-    """How often the rank's process had been replaced before."""
-    pid: int | None
-    """None: it has never said."""
-    what: str
-    """died or froze."""
-    noticed_by: str
-    """exit, stopped or silent; of a reward process also call, where the answer to one has told first."""
-    noticed_s: float
-    """Seconds since its last sign of life."""
-
-    @property
-    def who(self) -> str:
-        """The rank, as errors of its group name it."""
-        return f"{self.group}[{self.rank}]"
-
-    @property
-    def text(self) -> str:
-        """In one line."""
-        process = "" if self.pid is None else f" (process {self.pid})"
-        ended = "; it was killed" * (self.what == FROZE)
-        return f"{self.who} {self.what}{process}, noticed by {self.noticed_by} within {self.noticed_s:.1f} s{ended}"
-
-
-@dataclass(slots=True)
-class _Rank:
-    """What is known of one process, from its start to its end."""
-
-    group: str
-    rank: int
-    generation: int
-    answered_at: float
-    """Or when it was first looked at."""
-    node: str = ""
-    process: ProcessId | None = None
-    signs: Signs | None = None
-    """Of one on this machine, once it has said who it is."""
-    asked: "ObjectRef[Pulse] | None" = None
-    asked_at: float = -_PULSE_S
-    is_lost: bool = False
-
-    def hear(self, process: ProcessId | None, now: float, *, family: bool = True) -> None:
-        """It has answered, perhaps with an error, which says nothing of itself."""
-        self.asked, self.asked_at, self.answered_at = None, now, now
-        if process and self.process is None:
-            self.process = process
-            if process.pids == own_process().pids:
-                self.signs = Signs(process, now, family=family)
-
-    def end(self) -> None:
-        """Kill what is left of it."""
-        if self.signs:
-            self.signs.kill()
-
-    def loss(self, what: str, noticed_by: str, now: float) -> Loss:
-        """It is lost: as others are told of it."""
-        last = self.answered_at
-        if self.signs:
-            last = max(last, self.signs.moved_at if noticed_by == SILENT else self.signs.alive_at)
-        pid = self.process.pid if self.process else None
-        who = {"group": self.group, "rank": self.rank, "generation": self.generation, "pid": pid}
-        return Loss(**who, what=what, noticed_by=noticed_by, noticed_s=round(now - last, 3))
 
 
 class ProcessWatch:
@@ -143,6 +66,7 @@ class ProcessWatch:
         heartbeat_s: float = HEARTBEAT_S,
         excuse: Callable[[], bool] = lambda: False,
         on_news: Callable[[], None] = lambda: None,
+        wardens: Wardens | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """
@@ -154,6 +78,7 @@ class ProcessWatch:
             heartbeat_s: longest silence of a process that does nothing.
             excuse: whether something else has died that takes all processes along: theirs is no fault then.
             on_news: called where `pids` has changed.
+            wardens: look at what is on other nodes; they are closed with this.
             clock: seconds.
         """
         self._excuse, self._on_news = excuse, on_news
@@ -161,7 +86,9 @@ class ProcessWatch:
         self._roster, self._events, self._on_lost, self._warn = roster, events, on_lost, warn
         self._heartbeat_s = heartbeat_s
         self._clock = clock
-        self._ranks: dict[tuple[str, int], _Rank] = {}
+        self._wardens = wardens or Wardens(heartbeat_s)
+        self._nodes = NodeFaults(events)
+        self._ranks: dict[tuple[str, int], Rank] = {}
         self._faults: dict[tuple[str, int], int] = {}
         """Of reward processes: number of the fault that is not over."""
         self._looked: float | None = None
@@ -178,6 +105,7 @@ class ProcessWatch:
         self._ended.set()
         if self._thread.is_alive():
             self._thread.join(_END_S)
+        self._wardens.close()
 
     def look_last(self) -> None:
         """Look no more, but for once: what has died or stopped beside the fault by which everything ends is told, too.
@@ -196,11 +124,12 @@ class ProcessWatch:
     def look(self) -> None:
         """Look once at every process; a second should lie between two looks."""
         now = self._clock()
-        if self._looked is not None and now - self._looked > _LOOK_S + _LATE_S:
+        if self._looked is not None and now - self._looked > _LOOK_S + LATE_S:
             self._begin_anew(now)
         self._looked = now
-        lost: list[tuple[_Rank, Loss]] = []
-        for rank, loss in [*self._look_at_groups(now), *self._look_at_pool(now)]:
+        self._ask_wardens(now)
+        lost: list[tuple[Rank, Loss]] = []
+        for rank, loss in [*self._look_at_groups(now), *self._look_at_pool(now), *self._look_at_nodes(now)]:
             # All are ended before anybody hears of one: who mends a group shall not meet a rank that is frozen, too.
             rank.is_lost = True
             rank.end()
@@ -210,7 +139,7 @@ class ProcessWatch:
         pids = {
             f"{rank.group}[{rank.rank}]": rank.process.pid
             for rank in self._ranks.values()
-            if rank.signs and rank.process and not rank.is_lost
+            if isinstance(rank.signs, Signs) and rank.process and not rank.is_lost
         }
         if pids != self._pids:
             self._pids = pids
@@ -236,37 +165,70 @@ class ProcessWatch:
                 rank.asked_at = now
             if rank.signs:
                 rank.signs.begin_anew()
+        self._wardens.begin_anew(now)
 
-    def _tell(self, rank: _Rank, loss: Loss) -> None:
+    def _ask_wardens(self, now: float) -> None:
+        nodes = {node for group in list(self._roster.values()) for node in group.nodes}
+        signs = [rank.signs for rank in self._ranks.values() if isinstance(rank.signs, DistantSigns)]
+        self._wardens.look(now, nodes, signs)
+        for rank in self._ranks.values():
+            rank.see(self._wardens, now)
+
+    def _look_at_nodes(self, now: float) -> Iterator[tuple[Rank, Loss]]:
+        """All processes of a node are lost with it."""
+        heard: dict[str, float] = {}
+        for rank in self._ranks.values():
+            if rank.process:
+                heard[rank.node] = max(heard.get(rank.node, 0.0), rank.answered_at)
+        for address in self._wardens.back():
+            self._nodes.over(address, "it is back")
+        # Those of the looks before, which have told of their processes by now.
+        self._nodes.leave({rank.node for rank in self._ranks.values() if rank.is_lost})
+        for address, silent_s in self._wardens.fallen(heard, now).items():
+            self._nodes.fell(address, silent_s)
+            there = [rank for rank in self._ranks.values() if rank.node == address and not rank.is_lost]
+            # Whoever waits for their answers waits no more, whatever Ray thinks of the node.
+            end_actors([handle for rank in there if (handle := self._handle(rank))])
+            for rank in there:
+                if rank.group != REWARD or (self._roster.pool and self._roster.pool.lost(rank.rank, rank.generation)):
+                    yield rank, rank.loss(DIED, NODE, now)
+
+    def _handle(self, rank: Rank) -> ActorHandle | None:
+        if rank.group == REWARD:
+            return self._roster.pool.actor(rank.rank, rank.generation) if self._roster.pool else None
+        group = self._roster[rank.group]
+        return group.handles[rank.rank] if group.generations[rank.rank] == rank.generation else None
+
+    def _tell(self, rank: Rank, loss: Loss) -> None:
         fault = Fault(
             who=loss.who, what=loss.what, noticed_by=loss.noticed_by, noticed_s=loss.noticed_s,
             generation=loss.generation, pid=loss.pid, node=rank.node,
         )  # fmt: skip
         number = self._events.noticed(fault)
-        if loss.group == _POOL:
+        if loss.group == REWARD:
             self._faults[loss.group, loss.rank] = number
         try:
             self._on_lost(loss)
         except Exception as error:  # Whatever it is: the others are to be heard of all the same.
             self._say(f"{loss.who} is lost, and telling of it failed: {type(error).__name__}: {error}")
 
-    def _rank(self, group: str, rank: int, generation: int, now: float, node: str = "") -> _Rank:
+    def _rank(self, group: str, rank: int, generation: int, now: float, node: str = "") -> Rank:
         """What is known of a process; nothing, where another had its place until now."""
         known = self._ranks.get((group, rank))
         if known is None or known.generation != generation:
             if known:
                 self._forget(known)
-            known = self._ranks[group, rank] = _Rank(group, rank, generation, now, node)
+            known = self._ranks[group, rank] = Rank(group, rank, generation, now, node)
         return known
 
-    def _forget(self, rank: _Rank) -> None:
+    def _forget(self, rank: Rank) -> None:
         """Another has taken its place, or none shall: if it was halted, Ray would need five seconds to end it."""
         if not rank.is_lost:
             rank.end()
         del self._ranks[rank.group, rank.rank]
 
-    def _look_at_groups(self, now: float) -> Iterator[tuple[_Rank, Loss]]:
-        found: list[tuple[ActorGroup[Any], ActorHandle, _Rank]] = []
+    def _look_at_groups(self, now: float) -> Iterator[tuple[Rank, Loss]]:
+        found: list[tuple[ActorGroup[Any], ActorHandle, Rank]] = []
         for name in list(self._roster):
             group = self._roster[name]
             handles = list(group.handles)
@@ -281,14 +243,15 @@ class ProcessWatch:
         answered = set(ray.wait(asked, num_returns=len(asked), timeout=0)[0]) if asked else set()
         for group, handle, rank in found:
             sign = _heard(rank, now) if rank.asked in answered else None
+            rank.see(self._wardens, now)
             if found_by := sign or self._sign(rank, now):
                 # What is ended on purpose is counted, or forgotten, before.
                 if group.handles and group.generations[rank.rank] == rank.generation:
                     yield rank, rank.loss(DIED if found_by == EXIT else FROZE, found_by, now)
-            elif rank.asked is None and now - rank.asked_at >= _PULSE_S:
+            elif rank.asked is None and now - rank.asked_at >= PULSE_S:
                 _ask(group, handle, rank, now)
 
-    def _sign(self, rank: _Rank, now: float) -> str | None:
+    def _sign(self, rank: Rank, now: float) -> str | None:
         if rank.signs is None:
             return None
         if found := rank.signs.look(now):
@@ -299,7 +262,7 @@ class ProcessWatch:
             return SILENT if quiet_s >= self._heartbeat_s else None
         return None
 
-    def _look_at_pool(self, now: float) -> Iterator[tuple[_Rank, Loss]]:
+    def _look_at_pool(self, now: float) -> Iterator[tuple[Rank, Loss]]:
         """Reward processes answer nothing beside their work: they may take as long as their deadline says."""
         pool = self._roster.pool
         if pool is None:
@@ -307,28 +270,29 @@ class ProcessWatch:
         # In this order: where a process is no more, what has become of it is there to be asked for.
         processes, deaths = pool.processes(), pool.deaths()
         for place, generation in deaths:
-            known = self._ranks.get((_POOL, place))
+            known = self._ranks.get((REWARD, place))
             if known and known.generation == generation and not known.is_lost:
                 yield known, known.loss(DIED, _CALL, now)
         for place, (generation, process) in processes.items():
-            rank = self._rank(_POOL, place, generation, now)
+            rank = self._rank(REWARD, place, generation, now)
             if process and rank.process is None:
-                rank.hear(process, now, family=False)
-                if (fault := self._faults.pop((_POOL, place), None)) is not None:
+                rank.hear(process, now)
+                rank.see(self._wardens, now)
+                if (fault := self._faults.pop((REWARD, place), None)) is not None:
                     self._events.recovered(fault, "restarted")
             found_by = rank.signs.look(now) if rank.signs and not rank.is_lost else None
             if found_by and pool.lost(place, generation):
                 yield rank, rank.loss(DIED if found_by == EXIT else FROZE, found_by, now)
 
 
-def _ask(group: ActorGroup[Any], handle: ActorHandle, rank: _Rank, now: float) -> None:
+def _ask(group: ActorGroup[Any], handle: ActorHandle, rank: Rank, now: float) -> None:
     ref = group.ask_pulse(handle)
     # A handle may be of the process before, where it is being replaced just now.
     if group.origin(ref) == (rank.rank, rank.generation):
         rank.asked, rank.asked_at = ref, now
 
 
-def _heard(rank: _Rank, now: float) -> str | None:
+def _heard(rank: Rank, now: float) -> str | None:
     """Take in the answer of a rank: EXIT where it is a dead one's."""
     assert rank.asked is not None
     process = None

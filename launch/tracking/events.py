@@ -18,6 +18,8 @@ from typing import Any
 
 NAME = "events.jsonl"
 NOTICED, RECOVERED, GIVEN_UP = "noticed", "recovered", "given up"
+WITHOUT = "done without"
+"""How the fault of a node is over that has not come back: what it had begins anew, there or elsewhere."""
 JOINED, DRAINED, LEFT = "joined", "drained", "left"
 """What is no fault: an engine is new, its node is about to go, it is not replaced."""
 _OF_ITSELF = "event", "at", "attempt"
@@ -215,6 +217,8 @@ def _over_line(who: str, how: str, more: dict[str, Any], stood: float) -> str:
         return f"{who} is given up after {stood:.1f} s: {more['did']}"
     if more["did"] == LEFT:
         return f"{who} is not replaced, {stood:.1f} s after it was lost"
+    if more["did"] == WITHOUT:
+        return f"{who} is {WITHOUT} after {stood:.1f} s"
     steps = more["redone_steps"]
     again = f"; {steps} step{'s are' if steps > 1 else ' is'} made again" if steps else ""
     return f"{who} is back after {stood:.1f} s{again}"

@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 BIN = Path(sys.executable).parent
+ROOT = Path(__file__).resolve().parents[2]
 DEADLINE_S = 60
 _PARENT_DEATH_SIGNAL = 1
 
@@ -95,6 +96,7 @@ class Bed:
         ]
         self.environment = {
             "PATH": f"{BIN}:{os.environ['PATH']}",
+            "PYTHONPATH": str(ROOT),  # not another checkout, which may be the one that is installed
             "HOME": str(self.directory / "home"),
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": token,
@@ -131,7 +133,7 @@ class Bed:
             said = node.log.read_text(errors="replace")
             if said.rpartition(_TOO_SLOW)[2].count("Ray runtime started"):
                 return
-            if node.process.poll() is not None:
+            if node.process is not None and node.process.poll() is not None:
                 if said.count(_TOO_SLOW) != 1:
                     raise BedError(f"Ray on {node.namespace} ended:\n{said[-1500:]}")
                 with node.log.open("a") as log:
@@ -203,11 +205,36 @@ class Bed:
 
     def processes(self, node: Node) -> list[str]:
         """Command lines of a node's processes."""
+        return [command for _, command in self._commands(node)]
+
+    def pids(self, node: Node, part: str) -> list[int]:
+        """Numbers, on this machine, of a node's processes whose command line has this part."""
+        return [pid for pid, command in self._commands(node) if part in command]
+
+    def _commands(self, node: Node) -> list[tuple[int, str]]:
         found = []
-        for pid in _run("ip", "netns", "pids", node.namespace).split():
+        for pid in map(int, _run("ip", "netns", "pids", node.namespace).split()):
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-                found.append(Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+                command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                found.append((pid, command))
         return found
+
+    @contextlib.contextmanager
+    def cut(self, node: Node, seconds: float) -> Iterator[None]:
+        """Let nothing pass between a node and the others within the block, and for so many seconds at least; nobody is
+        told of it."""
+        until = time.monotonic() + seconds
+        _run("ip", "link", "set", node.link, "down")
+        try:
+            yield
+            time.sleep(max(0.0, until - time.monotonic()))
+        finally:
+            _run("ip", "link", "set", node.link, "up")
+
+    def start_again(self, node: Node) -> None:
+        """Start one that was powered off."""
+        node.log.unlink()  # what it has said before is about another Ray
+        self._start_in_time(node)
 
     def terminate(self, node: Node) -> None:
         """Ask a node to leave (SIGTERM, as Kubernetes does): Ray drains it."""
