@@ -320,6 +320,12 @@ class Checkpoints:
         self._prune(final)
         return final
 
+    def place(self, step: int) -> None:
+        """Put what was written at this step in place, beside the others: no pointer moves, and nothing else goes."""
+        final = self._directory / f"step-{step}"
+        remove(final)
+        os.replace(self.partial(step), final)
+
     def point(self, step: int, pointer: str) -> None:
         """Let `latest` or `best` name the checkpoint of a step."""
         os.replace(self._say(self._directory / f"step-{step}", pointer), self._directory / pointer)

@@ -35,7 +35,7 @@ class RunStorage:
         try:
             storage = storage or Storage(config.run.storage)
         except StorageError as error:
-            raise self._refused(error) from None
+            raise _refused(config, error) from None
         self.stored = StoredCheckpoints(storage, config.run.name, THIS_DRIVER)
 
     def restore(self, tell_of: Callable[[str], None]) -> None:
@@ -54,7 +54,7 @@ class RunStorage:
         except StorageError as error:
             # A driver that was started again has come from here: its last checkpoint is the newest.
             if not (is_restarted() and own and finished(self._directory)):
-                raise self._refused(error) from None
+                raise _refused(self._config, error) from None
             self._id = own
             tell_of(f"{error}: going on from what is in {self._config.directory}")
 
@@ -67,7 +67,7 @@ class RunStorage:
             self._claimed = True
         except StorageError as error:
             if not is_restarted():
-                raise self._refused(error) from None
+                raise _refused(self._config, error) from None
 
     def uploads(self, events: Events, warn: Callable[[str], None]) -> Uploads:
         """What puts checkpoints there; `warn` hears of failures from its thread."""
@@ -110,7 +110,8 @@ class RunStorage:
                     self._checkpoints.point(step, "latest")
                 tell_of(f"{self.stored.url}: {(_SAID if own is None else _GONE_BACK).format(step)}")
                 return
-            if self._fetched(step, tell_of, best=False):
+            if _fetched(self._checkpoints, self.stored, step, tell_of):
+                self._checkpoints.keep(step)
                 self._fetch_best(step, tell_of)
                 return
 
@@ -128,35 +129,60 @@ class RunStorage:
         return found and found.step
 
     def _fetch_best(self, latest: int, tell_of: Callable[[str], None]) -> None:
-        """The best one as well, where one is kept."""
+        """The best one as well, where one is kept: beside the latest, which stays that."""
         best = patiently(lambda: self.stored.pointer("best"))
         if best is None or self._config.best_by is None:
             return
         if best not in (latest, *patiently(self.stored.steps)):
             return
-        if best == latest or is_whole(self._directory / f"step-{best}") or self._fetched(best, tell_of, best=True):
+        if best == latest or is_whole(self._directory / f"step-{best}"):
             self._checkpoints.point(best, "best")
-        self._checkpoints.point(latest, "latest")
+        elif _fetched(self._checkpoints, self.stored, best, tell_of, ", the best one"):
+            self._checkpoints.place(best)
+            self._checkpoints.point(best, "best")
 
-    def _fetched(self, step: int, tell_of: Callable[[str], None], *, best: bool) -> bool:
-        partial = self._directory / f"step-{step}.partial"
-        remove(partial)
-        tell_of(f"fetching step-{step} from {self.stored.url}" + ", the best one" * best)
-        with told_when_full(partial):
-            partial.mkdir(parents=True)
-            problem = self.stored.fetch(step, partial)
-        if problem:
-            remove(partial)
-            tell_of(problem)
+
+def fetched_again(config: RunConfig, stored: StoredCheckpoints, step: int, tell_of: Callable[[str], None]) -> bool:
+    """Put what storage has in the place of a checkpoint whose files are not what was saved; returns whether storage
+    has a whole one, where it can be reached.
+
+    Raises:
+        UserError: storage fails, which ends no driver that was started again.
+        OSError: the run's directory cannot be written.
+    """
+    checkpoints = Checkpoints(config)
+    try:
+        if step not in patiently(stored.steps) or not _fetched(checkpoints, stored, step, tell_of):
             return False
-        self._checkpoints.keep(step)
-        tell_of(f"step-{step} is there: {size_in_words(_bytes_below(self._directory / f'step-{step}'))}")
-        return True
+    except StorageError as error:
+        if not is_restarted():
+            raise _refused(config, error) from None
+        tell_of(str(error))
+        return False
+    checkpoints.place(step)
+    return True
 
-    def _refused(self, error: StorageError) -> UserError:
-        return UserError(
-            f"run.storage: must be storage that can be read and written ({error}), got {self._config.run.storage}"
-        )
+
+def _fetched(
+    checkpoints: Checkpoints, stored: StoredCheckpoints, step: int, tell_of: Callable[[str], None], which: str = ""
+) -> bool:
+    """Write a checkpoint aside, to be kept or put in place; returns whether it is whole. Raises StorageError."""
+    partial = checkpoints.partial(step)
+    remove(partial)
+    tell_of(f"fetching step-{step} from {stored.url}{which}")
+    with told_when_full(partial):
+        partial.mkdir(parents=True)
+        problem = stored.fetch(step, partial)
+    if problem:
+        remove(partial)
+        tell_of(problem)
+        return False
+    tell_of(f"step-{step} is there: {size_in_words(_bytes_below(partial))}")
+    return True
+
+
+def _refused(config: RunConfig, error: StorageError) -> UserError:
+    return UserError(f"run.storage: must be storage that can be read and written ({error}), got {config.run.storage}")
 
 
 def _bytes_below(directory: Path) -> int:
