@@ -1,5 +1,6 @@
 """Where a run meets its storage: at a checkpoint, at a resume, and in the end."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from actors.config import UserError
 from launch.config import CheckpointConfig
 from launch.run.checkpointer import RunCheckpointer
 from launch.run.faults import Faults
+from launch.run.manifest import step_of
 from launch.run.run import _end, _prepare
 from launch.run.saves import Saves, resume
 from launch.tracking.events import read_events
@@ -26,6 +28,9 @@ class Recorder:
 
     def put(self, step: int, directory: Path, *, best: bool = False) -> None:
         self.asked.append((step, directory, best))
+
+    def put_earlier(self, directories: Iterable[Path], best: Path | None) -> None:
+        self.asked += [(step_of(directory), directory, directory == best) for directory in directories]
 
     def spared(self) -> set[Path]:
         return {directory for _, directory, _ in self.asked}

@@ -17,7 +17,10 @@ from launch.storage.uploads import Uploads
 from launch.tracking.events import Events
 
 _SAID = "it is step-{}, which is here, that the run goes on from"
-_GONE_BACK = "step-{} there is newer than where this run goes on, and is removed with the next checkpoint"
+_GONE_BACK = (
+    "step-{} there is newer than where this run goes on: it does not count from now on, and is removed with the first "
+    "checkpoint that is put there"
+)
 
 
 class RunStorage:
@@ -32,6 +35,8 @@ class RunStorage:
         self._directory = config.directory / "checkpoints"
         self._id_file = self._directory / "run.id"
         self._id, self._claimed = "", False
+        self._gone_back_to: int | None = None
+        """Step that the user has chosen before a newer one, which is in storage, too."""
         try:
             storage = storage or Storage(config.run.storage)
         except StorageError as error:
@@ -52,8 +57,9 @@ class RunStorage:
             if self._config.checkpoint.resume:
                 self._fetch(tell_of)
         except StorageError as error:
-            # A driver that was started again has come from here: its last checkpoint is the newest.
-            if not (is_restarted() and own and finished(self._directory)):
+            # A driver that was started again has come from here: what it has is the newest, also where that is nothing
+            # yet. Without an id, the one before it has not got as far as asking what there is.
+            if not (is_restarted() and own):
                 raise _refused(self._config, error) from None
             self._id = own
             tell_of(f"{error}: going on from what is in {self._config.directory}")
@@ -65,13 +71,16 @@ class RunStorage:
         try:
             patiently(lambda: self.stored.claim(self._id))
             self._claimed = True
+            if (step := self._gone_back_to) is not None:  # also for a start after one that puts nothing there
+                patiently(lambda: self.stored.point(step))
         except StorageError as error:
             if not is_restarted():
                 raise _refused(self._config, error) from None
 
     def uploads(self, events: Events, warn: Callable[[str], None]) -> Uploads:
         """What puts checkpoints there; `warn` hears of failures from its thread."""
-        return Uploads(self.stored, None if self._claimed else self._id, self._config.checkpoint, events, warn)
+        run_id, newer_go = None if self._claimed else self._id, self._gone_back_to is not None
+        return Uploads(self.stored, run_id, self._config.checkpoint, events, warn, newer_go=newer_go)
 
     def _own_id(self) -> str | None:
         try:
@@ -84,10 +93,11 @@ class RunStorage:
         here = bool(finished(self._directory))
         if not self._config.checkpoint.resume:
             there = patiently(self.stored.steps) if theirs else []
-            if there and own != theirs:
+            if theirs and own != theirs:
+                steps = f"steps {', '.join(map(str, there))}" if there else "without a checkpoint yet"
                 raise UserError(
-                    f"checkpoint.resume: {self.stored.url} holds checkpoints of another directory's run (steps "
-                    f"{', '.join(map(str, there))}): remove them yourself, or take another run.name, got false"
+                    f"checkpoint.resume: {self.stored.url} holds another directory's run ({steps}): remove it "
+                    "yourself, or take another run.name, got false"
                 )
             if theirs:
                 patiently(self.stored.remove_all)
@@ -108,6 +118,7 @@ class RunStorage:
             if is_whole(self._directory / f"step-{step}"):
                 if own is None:  # nothing says where to go on
                     self._checkpoints.point(step, "latest")
+                self._gone_back_to = own
                 tell_of(f"{self.stored.url}: {(_SAID if own is None else _GONE_BACK).format(step)}")
                 return
             if _fetched(self._checkpoints, self.stored, step, tell_of):

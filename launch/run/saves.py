@@ -22,6 +22,8 @@ from launch.config import RunConfig
 from launch.kinds.kind import Loop
 from launch.run.checkpoint import Checkpoints, Written
 from launch.run.manifest import Checkpoint, damage_of, kept_shards, read_manifest, surplus
+from launch.run.restore import fetched_again
+from launch.storage.uploads import Uploads
 
 if TYPE_CHECKING:
     from actors.files.stored import Flaw
@@ -130,6 +132,7 @@ def resume(config: RunConfig, saves: Saves, loop: Loop, reporter: "RunReporter")
     if found is None:
         return None
     damaged: dict[str, str] = {}
+    fetched: set[int] = set()
     while True:
         entries = _entries(config, found, saves.rows, reporter)
         # Before its files are read, which may take minutes.
@@ -141,6 +144,14 @@ def resume(config: RunConfig, saves: Saves, loop: Loop, reporter: "RunReporter")
             break
         if not all(flaw.damage for flaw in flaws):
             raise checkpoints.refused(_in_words(flaws))
+        stored = reporter.uploads.stored if reporter.uploads else None
+        if stored and found.step not in fetched:
+            fetched.add(found.step)
+            reporter.note(_in_words(flaws))
+            if fetched_again(config, stored, found.step, reporter.note):
+                found = checkpoints.latest(damaged)
+                assert found is not None, "it has just been fetched"
+                continue
         damaged[found.directory.name] = _in_words(flaws)
         found = checkpoints.latest(damaged)
         assert found is not None, "there was one, and where none is whole, that is refused"
@@ -151,8 +162,8 @@ def resume(config: RunConfig, saves: Saves, loop: Loop, reporter: "RunReporter")
     if not has_hashes(found.directory):
         reporter.note(f"{found.directory.name} has no hashes: only the sizes of its files were compared")
     reporter.note(f"resuming from step {found.step}")
-    if reporter.uploads:  # what an earlier start has not put there
-        reporter.uploads.put(found.step, found.directory, best=checkpoints.best() == found.directory)
+    if reporter.uploads:
+        _put_earlier(reporter.uploads, checkpoints, found, damaged=bool(damaged))
     for line in divided_anew(config, found, saves.groups):
         reporter.note(line)
     reporter.phase("loading the checkpoint")
@@ -163,6 +174,16 @@ def resume(config: RunConfig, saves: Saves, loop: Loop, reporter: "RunReporter")
                 f"than when {found.directory.name} was saved: the next one has rate {now:.3g}, not {then:.3g}"
             )
     return found
+
+
+def _put_earlier(uploads: Uploads, checkpoints: Checkpoints, found: Checkpoint, *, damaged: bool) -> None:
+    """Put what an earlier start has not put into storage; `damaged`: newer ones than `found` are on the disk, not
+    necessarily there, where they stay the latest until the run has a newer one."""
+    best = checkpoints.best()
+    others = [directory for directory in checkpoints.lasting() if directory != found.directory]
+    uploads.put_earlier([*others, found.directory] if damaged else others, best)
+    if not damaged:
+        uploads.put(found.step, found.directory, best=best == found.directory)
 
 
 def divided_anew(config: RunConfig, found: Checkpoint, groups: Iterable[str]) -> list[str]:
