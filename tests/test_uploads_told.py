@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -75,3 +76,26 @@ def test_files_that_are_gone_are_not_uploaded(run: Beside, tmp_path: Path) -> No
     assert run.uploads.finish(60, lambda _: None)
     (_, did) = run.faults()[-1]
     assert did.startswith("its files are gone or damaged (") and ("storage", "uploaded") not in run.faults()
+
+
+def test_the_newest_is_tried_again_before_those_of_an_earlier_start(run: Beside, tmp_path: Path) -> None:
+    """However many of them wait: it gives way to none of them, and stays the latest."""
+    rules: Any = {"keep": 1, "keep_every": 2}
+    run.uploads._rules = job(tmp_path, **rules).checkpoint
+    config = job(tmp_path, **rules)
+    directories = {step: save(config, step, best=step == 3) for step in (2, 3, 4, 5)}
+    failed = 0
+
+    def fails(count: int, name: str) -> bool:
+        nonlocal failed
+        failed += "step-5" in name
+        return "step-5" in name and failed < 3
+
+    run.storage.fails = fails
+    run.uploads.put_earlier([directories[step] for step in (2, 3, 4)], directories[3])
+    run.uploads.put(5, directories[5])
+    run.storage.go.set()
+    assert run.uploads.finish(60, lambda _: None)
+    assert (run.stored.steps(), run.stored.pointer("latest"), run.stored.pointer("best")) == ([2, 3, 4, 5], 5, 3)
+    named = [name.removeprefix("first/checkpoints/") for name in run.storage.writes]
+    assert named.index("step-5/manifest.json") < named.index("step-3/manifest.json"), "2 may have begun before"
