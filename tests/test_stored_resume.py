@@ -46,9 +46,24 @@ def test_the_best_one_is_fetched_beside_the_latest(tmp_path: Path) -> None:
     for step in (2, 4):
         assert_same(kept / f"step-{step}", tmp_path / f"original/step-{step}")
     assert start.storage.stored.candidates() == [4, 2]
-    shutil.rmtree(kept / "step-2")
+    assert Start(config, storage).told == []
+    shutil.rmtree(kept / "step-2")  # as if that start had ended before it had the best one
     again = Start(config, storage)
-    assert again.step == 4 and again.told == []
+    assert again.step == 4 and Checkpoints(config).best() == kept / "step-2"
+    assert again.told[0] == f"fetching step-2 from {storage.url}/first, the best one"
+
+
+def test_a_best_one_that_the_run_has_left_is_not_fetched(tmp_path: Path) -> None:
+    """By going back before it, when storage has it still."""
+    config, storage = job(tmp_path, storage="file:///elsewhere", keep=9), memory()
+    trained(config, storage, range(1, 5), best=4)
+    (tmp_path / "first/checkpoints/latest").write_text("step-2")
+    assert Start(config, storage).step == 2
+    assert Start(config, storage).told == []
+    shutil.rmtree(config.directory)
+    start = Start(config, storage)
+    assert start.step == 2 and Checkpoints(config).best() is None
+    assert [line.split()[1] for line in start.told if line.startswith("fetching")] == ["step-2"]
 
 
 def test_whoever_goes_back_stays_there(tmp_path: Path) -> None:

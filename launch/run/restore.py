@@ -114,6 +114,8 @@ class RunStorage:
         own = self._own_step(tell_of)
         for step in patiently(self.stored.candidates):
             if own is not None and step <= own:
+                if self._checkpoints.best() is None:  # a start that has fetched the latest one may have ended before it
+                    self._fetch_best(own, tell_of)
                 return
             if is_whole(self._directory / f"step-{step}"):
                 if own is None:  # nothing says where to go on
@@ -142,7 +144,8 @@ class RunStorage:
     def _fetch_best(self, latest: int, tell_of: Callable[[str], None]) -> None:
         """The best one as well, where one is kept: beside the latest, which stays that."""
         best = patiently(lambda: self.stored.pointer("best"))
-        if best is None or self._config.best_by is None:
+        # One that is newer is of a future that the run has left.
+        if best is None or best > latest or self._config.best_by is None:
             return
         if best not in (latest, *patiently(self.stored.steps)):
             return
