@@ -273,22 +273,6 @@ def test_newer_ones_go_when_the_run_has_gone_back(tmp_path: Path) -> None:
     assert checkpoints.steps() == [1, 2]
 
 
-def test_one_that_is_not_the_latest_is_put_beside_it(tmp_path: Path) -> None:
-    """And what has been put of another one that is not whole yet is left alone."""
-    config, storage = job(tmp_path, keep=2), memory()
-    checkpoints = stored(storage)
-    directories = {step: save(job(tmp_path, keep=9), step) for step in range(1, 6)}
-    for step in (3, 4):
-        checkpoints.put(Attempt(step, directories[step]), best=False, rules=config.checkpoint)
-    storage.put_text("half", "first/checkpoints/step-2/begun/policy/a.bin")
-    arguments: Any = {"rules": config.checkpoint, "latest": False, "unfinished": {2}}
-    checkpoints.put(Attempt(1, directories[1]), best=True, **arguments)
-    assert (checkpoints.pointer("latest"), checkpoints.pointer("best"), checkpoints.steps()) == (4, 1, [1, 3, 4])
-    assert storage.text("first/checkpoints/step-2/begun/policy/a.bin") == "half"
-    checkpoints.put(Attempt(5, directories[5]), best=False, **arguments)
-    assert checkpoints.pointer("latest") == 4 and checkpoints.steps() == [1, 3, 4, 5]
-
-
 def test_half_a_pointer_names_nothing(tmp_path: Path) -> None:
     config, storage = job(tmp_path, keep=30), memory()
     checkpoints = stored(storage)

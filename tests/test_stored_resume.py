@@ -16,10 +16,11 @@ from launch.run.checkpointer import RunCheckpointer
 from launch.run.saves import Saves, resume
 from launch.storage import store
 from launch.storage.store import StorageError
+from launch.storage.stored import Attempt
 from launch.storage.uploads import Uploads
 from launch.tracking.events import Events
 from tests.test_saves import Notes, StandInForALoop
-from tests.test_storage import Faulty, assert_same, job, memory, stored
+from tests.test_storage import Faulty, assert_same, job, memory, save, stored
 from tests.test_uploads import Start, trained
 
 FILE = "rollouts/groups.safetensors"
@@ -118,6 +119,22 @@ def test_a_driver_without_a_checkpoint_is_restarted_without_storage(
         patch.setattr(storage, "text", fail)
         start = Start(config, storage)
     assert start.step == 0 and start.told[0] == f"cannot reach it: going on from what is in {config.directory}"
+
+
+def test_one_that_is_not_the_latest_is_put_beside_it(tmp_path: Path) -> None:
+    """And what has been put of another one that is not whole yet is left alone."""
+    config, storage = job(tmp_path, keep=2), memory()
+    checkpoints = stored(storage)
+    directories = {step: save(job(tmp_path, keep=9), step) for step in range(1, 6)}
+    for step in (3, 4):
+        checkpoints.put(Attempt(step, directories[step]), best=False, rules=config.checkpoint)
+    storage.put_text("half", "first/checkpoints/step-2/begun/policy/a.bin")
+    arguments: Any = {"rules": config.checkpoint, "latest": False, "unfinished": {2}}
+    checkpoints.put(Attempt(1, directories[1]), best=True, **arguments)
+    assert (checkpoints.pointer("latest"), checkpoints.pointer("best"), checkpoints.steps()) == (4, 1, [1, 3, 4])
+    assert storage.text("first/checkpoints/step-2/begun/policy/a.bin") == "half"
+    checkpoints.put(Attempt(5, directories[5]), best=False, **arguments)
+    assert checkpoints.pointer("latest") == 4 and checkpoints.steps() == [1, 3, 4, 5]
 
 
 # Content that is found to be damaged when the ranks are there
