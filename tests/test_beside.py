@@ -1,5 +1,6 @@
 """Checkpoints written beside training: of the moment when they were captured, one at a time, and whole or nothing."""
 
+import io
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from actors.config import ModelConfig, OptimizerConfig, TrainerConfig, UserError
 from actors.episodes import Sequence
@@ -29,6 +31,8 @@ from launch.run.checkpointer import RunCheckpointer
 from launch.run.ending import Ending
 from launch.run.run import _prepare, _written_to_the_end
 from launch.run.saves import Saves
+from launch.run.signals import interruptible
+from launch.screen.display import Display
 from launch.tracking.events import Events
 from tests.trainees import INIT, Trainee, started_trainees
 
@@ -258,7 +262,7 @@ def test_a_run_that_fails_writes_it_to_its_end(error: BaseException, latest: int
     run.storage.open.clear()
     with pytest.MonkeyPatch.context() as patch, pytest.raises(type(error)):
         patch.setattr("launch.run.run._PATIENCE_S", 0.1)
-        with _written_to_the_end(run.saver):
+        with interruptible(), _written_to_the_end(run.saver, Display(Console(file=io.StringIO()))):
             run.step(1)
             if latest:
                 run.storage.open.set()
