@@ -111,11 +111,13 @@ def test_frozen_groups_come_back_alone(tmp_path: Path, monkeypatch: pytest.Monke
 BUILT = ["build policy", "build critic", "build reference", "prepare", "again from 0 with 0.5"]
 
 
-@pytest.mark.parametrize("error", [DataLost("policy[0].update: an argument is gone"), RankLost("x", "rollout", 0), LOST])
+@pytest.mark.parametrize(
+    "error", [DataLost("policy[0].update: an argument is gone"), RankLost("x", "rollout", 0), LOST]
+)
 def test_what_learns_goes_back_with_a_frozen_group_whose_loss_something_else_tells_of(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: GroupError
 ) -> None:
-    """It may have learned a part of the step, such as the critic while the policy waited for what the reference read."""
+    """It may have learned a part of the step, as the critic does while the policy waits for what the reference read."""
     made = Made(tmp_path, monkeypatch)
     made.groups["reference"].dead = {0}
     assert made.learners.mend(error, made.redo)

@@ -114,6 +114,7 @@ class Steps:
         if self.gradients:
             # Ranks that live have the early part of a sum that others have lost: the step cannot begin anew.
             self.mender = None
+        self.rollouts.survive = self.survive
 
     @cached_property
     def bubbles(self) -> Bubbles:
@@ -172,9 +173,10 @@ class Steps:
             except GroupError as error:
                 if self.mender is None:
                     raise
-                self.reads.forget_all()  # of ranks that are to be new, also where nothing is learned again
-                if not self.mender.mend(error, self.learn_again):
-                    raise
+                with self.rollouts.mending():
+                    self.reads.forget_all()  # of ranks that are to be new, also where nothing is learned again
+                    if not self.mender.mend(error, self.learn_again):
+                        raise
 
     def learn_again(self, since: int) -> int | None:
         """Let the groups, which are as they were after step `since`, learn what has come after it; returns how many
