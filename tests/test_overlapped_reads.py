@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from concurrent import futures
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -444,7 +445,7 @@ def _mended(stage: Stage, lost: str, met: list[str]) -> None:
         stage.ranks[lost] = TimedRanks(stage.clock, 2, lost)
         return len(met) == 1
 
-    stage.loop.mender = SimpleNamespace(mend=mend)
+    stage.loop = replace(stage.loop, mender=SimpleNamespace(mend=mend))
 
 
 @pytest.mark.parametrize(("name", "lost"), [("grpo", "reference"), ("grpo", "policy"), ("ppo", "critic")])

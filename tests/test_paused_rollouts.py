@@ -1,7 +1,6 @@
 """Ranks that the rollouts' thread has called are lost, and brought back: the same groups come, asked for once."""
 
 import threading
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -65,22 +64,10 @@ def with_reads(engines: FakeEngines, reads: Any, max_staleness: int = 0) -> Roll
     return Rollouts(engines, None, prompts(), PAIR, limits, groups_in_run=6, **more)
 
 
-class Awaited(FakeEngines):
-    """Nothing happens before the loop waits, without which nobody is welcomed."""
-
-    awaited: Callable[[], bool]
-
-    def wait(self, others: Any, timeout_s: float) -> Any:
-        until = time.monotonic() + 10
-        while not self.awaited() and time.monotonic() < until:
-            time.sleep(0.001)
-        return super().wait(others, timeout_s)
-
-
 def welcoming(welcome: Callable[[], None], *script: After) -> Driver:
-    engines = Awaited(After(0), *script)
+    engines = FakeEngines(After(0), *script)
     driver = Driver(engines)
-    engines.awaited = lambda: driver.rollouts._wanted is not None
+    engines.awaited = lambda: driver.rollouts._wanted is not None  # else nobody is welcomed
     driver.rollouts.welcome = welcome
     return driver
 

@@ -114,7 +114,8 @@ class Steps:
         if self.gradients:
             # Ranks that live have the early part of a sum that others have lost: the step cannot begin anew.
             self.mender = None
-        self.rollouts.survive = self.survive
+        if self.mender:
+            self.rollouts.survive = self.survive
 
     @cached_property
     def bubbles(self) -> Bubbles:

@@ -82,7 +82,9 @@ class Flow:
         """When an engine last ended something, or got something to do after nothing."""
         self.losses = Losses(limits, clock)
         self.calls = Lock()
-        """Held while ranks are told to score and to read, and by whoever brings ranks back: nothing is called then."""
+        """Held while ranks are told to score and to read, and by whoever brings ranks back."""
+        self.is_awaited = False
+        """Whether the loop waits for groups."""
         self.is_halfway = False
         """Whether some of what has happened was passed on, and the rest was not: an error in between is the end."""
 
@@ -157,9 +159,8 @@ class Flow:
             return []
         if self.calls.acquire(blocking=False):  # else later
             try:
-                if self.models:
-                    self.models.send()
-                self.reads.send()
+                for each in filter(None, (self.models, self.reads)):
+                    each.send()
             finally:
                 self.calls.release()
         others = [ref for each in (self.pool, self.models, self.reads) if each for ref in each.refs()]
@@ -380,7 +381,8 @@ class Flow:
 
     def _check_deadlines(self) -> None:
         now, limits = self._clock(), self.limits
-        self.losses.check(left=self._loads.left)
+        # Beside training nobody gives weights to those that are back; they get them as soon as the loop waits.
+        self.losses.check(left=self._loads.left or (0 if self.is_awaited else self.engines.lacking_weights()))
         # Groups are in the order in which engines got them: the first one has waited longest, and what is late among
         # thousands is found without looking at all of them after every event.
         oldest = next(iter(self._running.values()), None)

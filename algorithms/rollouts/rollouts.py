@@ -315,6 +315,7 @@ class Rollouts:
         # `known` -1: told once in any case.
         known, before, self._wanted = -1, lane.stale, Wanted(lane, groups, least, version)
         self._wanted.drop_older()
+        self._flow.is_awaited = True
         self._changed.notify_all()  # what was dropped is to be replaced
         try:
             while True:
@@ -335,7 +336,7 @@ class Rollouts:
                     return
                 self._changed.wait(_LOOK_S)
         finally:
-            self._wanted = None
+            self._wanted, self._flow.is_awaited = None, False
 
     def _lanes(self) -> list[Lane]:
         return [lane for lane in (self._evaluation, self.training) if lane]
