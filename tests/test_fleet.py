@@ -154,10 +154,8 @@ def test_ray_is_asked_again_for_a_process_as_often_as_one_may_fail(tmp_path: Pat
     if times == 2:
         assert members.stale() == [0] and group.replaced == [0]
     else:
-        last = r"; the last: rollout\[0\]: RaySystemError: .*the head is away"
-        assert re.search(
-            r"^rollout\[0\] was lost 3 times in a row \(run\.max_restarts 2\)" + last, str(members.failure)
-        )
+        line = r"^rollout\[0\] was lost 3 times in a row .*; the last: rollout\[0\]: RaySystemError: .*the head is away"
+        assert re.search(line, str(members.failure))
     fleet.close()
 
 
