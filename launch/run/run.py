@@ -193,11 +193,13 @@ def _started(
             excuse=ray_is_dead,
             on_news=now.write,
             wardens=Wardens(config.run.heartbeat_s, placement.lost),
+            pool_nodes=lambda: [slot.node for slot in placement.slots.get("reward", ())],
         )
         now.processes = watch.pids
         watch.start()
         try:
-            with told_of_ray(placement.nodes), told_of_lost_ranks(roster):
+            survived = placement.lost if config.run.max_restarts else ()
+            with told_of_ray(placement.nodes, survived), told_of_lost_ranks(roster):
                 yield placement, roster
         except BaseException as error:
             if faults.notice(error) and not isinstance(error, RayLost):  # while it is known where
