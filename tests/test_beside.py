@@ -1,6 +1,7 @@
 """Checkpoints written beside training: of the moment when they were captured, one at a time, and whole or nothing."""
 
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import ray
 
 from actors.config import ModelConfig, OptimizerConfig, TrainerConfig, UserError
 from actors.episodes import Sequence
@@ -26,7 +28,10 @@ from launch.config import validate
 from launch.run import checkpointer
 from launch.run.checkpoint import Checkpoints
 from launch.run.checkpointer import RunCheckpointer
+from launch.run.copies import Copies
 from launch.run.ending import Ending
+from launch.run.keepers import Keepers, NotKept
+from launch.run.reserved import Placement
 from launch.run.run import _prepare, _written_to_the_end
 from launch.run.saves import Saves
 from launch.tracking.events import Events
@@ -335,6 +340,40 @@ def test_what_was_not_captured_is_not_written(group: ActorGroup[Trainee], tmp_pa
     start(group, 0, "fp32")
     with pytest.raises(GroupError, match="nothing was captured for"):
         group.call(Trainee.write_captured, tmp_path / "beside")
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_new_ranks_go_back_to_a_copy_in_memory(stage: int, group: ActorGroup[Trainee], tmp_path: Path) -> None:
+    """It is of the moment at which it was begun, although ranks learn before it is kept: weights, adapters, averages,
+    optimizer, random numbers. Of one that is lost with its keeper the next one takes the place."""
+    ranks: Any = {"policy": group}
+    start(group, stage, "fp32")
+    learn(group)
+    keepers, log = Keepers(Placement()), list[str]()
+    copies = Copies(1, ranks, keepers, log.append)
+    try:
+        for lost in (False, True):
+            group.call(Trainee.save, tmp_path / f"expected {lost}")
+            assert copies.due(1, 1.0, False)
+            copies.begin(1)
+            learn(group)
+            copies.finish(60)
+            assert copies.step == 1 and log == []
+            start(group, stage, "fp32")
+            copies.load()
+            group.call(Trainee.save, tmp_path / f"found {lost}")
+            assert contents(tmp_path / f"found {lost}") == contents(tmp_path / f"expected {lost}")
+            learn(group)
+            if not lost:
+                [post] = keepers._posts.values()
+                ray.kill(post.handle)
+                with pytest.raises(NotKept, match=r"the share of policy\[0\] is lost"):
+                    copies.load()
+                assert copies.step is None
+    finally:
+        copies.close()
+    assert contents(tmp_path / "found False") != contents(tmp_path / "found True"), "else nothing was learned"
+    assert list(Path(tempfile.gettempdir()).glob("tandem-copy-*")) == []
 
 
 @pytest.mark.parametrize(("stage", "rank"), [(0, 0), (2, 1), (3, 0)])

@@ -38,7 +38,7 @@ def settings(warm_model: Path, reverse: dict[str, Any]) -> dict[str, Any]:
         "reference": {"sync_every": 4, "sync_mix": 0.5},
         "rollout": {"max_prompt_tokens": 16, "max_response_tokens": 8},
         "reward": {"functions": ["exact_match"]},
-        "checkpoint": {"every": 3},
+        "checkpoint": {"every": 5, "memory_every": 2},
         "run": {"max_restarts": 9},
         "tracking": {"wandb": False},
     }

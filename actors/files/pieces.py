@@ -24,10 +24,10 @@ Contents = deque[tuple[str, deque[bytes]]]
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class FilePiece:
     """What comes next of a rank's files.
 
-    Example: Piece([("average-0.pt", array([..., 6], uint8)), ("random-0.pt", array([80, 75, ...], uint8))], last=True)
+    Example: FilePiece([("average-0.pt", array([0, 6], uint8)), ("random-0.pt", array([80, ...], uint8))], last=True)
     """
 
     parts: list[tuple[str, NDArray[np.uint8]]]
@@ -45,7 +45,7 @@ def size_of(files: Contents) -> int:
     return sum(len(content) for _, contents in files for content in contents)
 
 
-def pieces_of(files: Contents, most_bytes: int = MOST_BYTES) -> Iterator[Piece]:
+def pieces_of(files: Contents, most_bytes: int = MOST_BYTES) -> Iterator[FilePiece]:
     """All that files hold, in pieces of at most so many bytes; what was given takes no memory any more."""
     parts: list[tuple[str, NDArray[np.uint8]]] = []
     room = most_bytes
@@ -57,11 +57,11 @@ def pieces_of(files: Contents, most_bytes: int = MOST_BYTES) -> Iterator[Piece]:
             while len(content) > room:
                 parts.append((name, content[:room]))
                 content = content[room:]
-                yield Piece(parts, last=False)
+                yield FilePiece(parts, last=False)
                 parts, room = [], most_bytes
             parts.append((name, content))
             room -= len(content)
-    yield Piece(parts, last=True)
+    yield FilePiece(parts, last=True)
 
 
 class Unpacked:
@@ -70,7 +70,7 @@ class Unpacked:
     def __init__(self) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="tandem-copy-"))
 
-    def write(self, piece: Piece) -> None:
+    def write(self, piece: FilePiece) -> None:
         """Write what comes next; raises UserError where the disk is full."""
         with told_when_full(self.directory):
             for name, content in piece.parts:

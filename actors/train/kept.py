@@ -9,7 +9,7 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 
-from actors.files.pieces import Contents, Piece, Unpacked, pieces_of, size_of
+from actors.files.pieces import Contents, FilePiece, Unpacked, pieces_of, size_of
 from actors.pulse import beside
 from actors.train.shards import Shards
 from actors.train.worker import Worker
@@ -18,7 +18,7 @@ from actors.train.worker import Worker
 class KeptWorker(Worker):
     """One rank of a group that has state."""
 
-    _pieces: Iterator[Piece] | None = None
+    _pieces: Iterator[FilePiece] | None = None
     """What is still to be handed out of a copy."""
     _unpacked: Unpacked | None = None
     """What has arrived of one."""
@@ -41,7 +41,7 @@ class KeptWorker(Worker):
         return size
 
     @beside
-    def next_piece(self) -> Piece:
+    def next_piece(self) -> FilePiece:
         """The next piece of what `begin_copy` has copied, which is then forgotten here; raises LookupError where there
         is none, as in a process that was started since."""
         if self._pieces is None:
@@ -51,7 +51,7 @@ class KeptWorker(Worker):
             self._pieces = None
         return piece
 
-    def receive(self, piece: Piece) -> None:
+    def receive(self, piece: FilePiece) -> None:
         """Take in what comes next of the files that `load_kept` is to load; raises UserError where the disk is full."""
         self._unpacked = self._unpacked or Unpacked()
         self._unpacked.write(piece)

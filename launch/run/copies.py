@@ -66,7 +66,7 @@ class Copies:
         self._told: set[str] = set()
         """What was told, which is done once."""
         self._had: int | None = None
-        """Number of the copy that was whole when somebody looked last."""
+        """Number of the last copy that was whole."""
 
     @property
     def step(self) -> int | None:
@@ -93,8 +93,8 @@ class Copies:
         self._look(step)
         if step < self._next_try:
             return False
-        if self._had is not None and self._keepers.whole is None:
-            return True  # it was lost with its keeper
+        if self._is_lost:
+            return True
         if isinstance(self._every, int):
             return step % self._every == 0 or math.isinf(again_s)
         # Where a checkpoint will be whole soon, only if there is no room to wait for it.
@@ -115,7 +115,7 @@ class Copies:
             return
         copied_s = self._clock() - began
         self._number += 1
-        self._steps = {copy: of for copy, of in self._steps.items() if copy == self._keepers.whole}
+        self._steps = {copy: of for copy, of in self._steps.items() if copy == self._had}
         self._steps[self._number] = step
         self._wanted, self._failed = True, None
         # A daemon: it must not keep the process from ending.
@@ -145,7 +145,7 @@ class Copies:
             self._keepers.prepare(self._groups)
             began = self._clock()
             self._keepers.take_in(self._groups, number, sizes, lambda: self._wanted)
-            self._took_s = copied_s + self._clock() - began
+            self._took_s, self._had, self._failures = copied_s + self._clock() - began, number, 0
         except NotKept as error:
             self._failed = error
         except Exception as error:  # of Ray, as the run ends or its head is away: it is as well no copy
@@ -157,11 +157,13 @@ class Copies:
         failed, self._failed = self._failed, None
         if failed:
             self._not_kept(step, failed)
-        whole = self._keepers.whole
-        if whole is None and self._had is not None:
+        if self._is_lost:
             self._tell_once("lost", "the copy of the state in memory was lost with who kept it: it is taken anew")
-        if whole is not None and whole != self._had:
-            self._had, self._failures = whole, 0
+
+    @property
+    def _is_lost(self) -> bool:
+        """Whether there was a copy, and is none."""
+        return self._had is not None and self._keepers.whole is None
 
     def _not_kept(self, step: int, error: NotKept) -> None:
         """Wait before the next try, and tell once why there is none; but of the loss of a rank others tell."""
