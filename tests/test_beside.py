@@ -342,10 +342,19 @@ def test_what_was_not_captured_is_not_written(group: ActorGroup[Trainee], tmp_pa
         group.call(Trainee.write_captured, tmp_path / "beside")
 
 
+def state(group: ActorGroup[Trainee]) -> dict[str, Any]:
+    found = {"drawn": group.call(Trainee.drawn)}
+    for rank, (weights, optimized) in enumerate(
+        zip(group.call(Trainee.weights), group.call(Trainee.optimized), strict=True)
+    ):
+        found |= {f"{name} of {rank}": value for name, value in (weights | optimized).items()}
+    return found
+
+
 @pytest.mark.parametrize("stage", [0, 2, 3])
-def test_new_ranks_go_back_to_a_copy_in_memory(stage: int, group: ActorGroup[Trainee], tmp_path: Path) -> None:
-    """It is of the moment at which it was begun, although ranks learn before it is kept: weights, adapters, averages,
-    optimizer, random numbers. Of one that is lost with its keeper the next one takes the place."""
+def test_new_ranks_go_back_to_a_copy_in_memory(stage: int, group: ActorGroup[Trainee]) -> None:
+    """It is of the moment at which it was begun, although ranks learn before it is kept: what they learn from there is,
+    bit for bit, the same, with adapters, dropout, averages and moments. One lost with its keeper is taken anew."""
     ranks: Any = {"policy": group}
     start(group, stage, "fp32")
     learn(group)
@@ -353,17 +362,17 @@ def test_new_ranks_go_back_to_a_copy_in_memory(stage: int, group: ActorGroup[Tra
     copies = Copies(1, ranks, keepers, log.append)
     try:
         for lost in (False, True):
-            group.call(Trainee.save, tmp_path / f"expected {lost}")
             assert copies.due(1, 1.0, False)
             copies.begin(1)
-            learn(group)
+            undisturbed = learn(group), state(group)
             copies.finish(60)
-            assert copies.step == 1 and log == []
+            assert copies.step == 1 and len(log) == lost
             start(group, stage, "fp32")
             copies.load()
-            group.call(Trainee.save, tmp_path / f"found {lost}")
-            assert contents(tmp_path / f"found {lost}") == contents(tmp_path / f"expected {lost}")
-            learn(group)
+            found = learn(group), state(group)
+            assert found[0] == undisturbed[0]
+            for name, value in undisturbed[1].items():
+                assert np.array_equal(found[1][name], value), name
             if not lost:
                 [post] = keepers._posts.values()
                 ray.kill(post.handle)
@@ -372,7 +381,6 @@ def test_new_ranks_go_back_to_a_copy_in_memory(stage: int, group: ActorGroup[Tra
                 assert copies.step is None
     finally:
         copies.close()
-    assert contents(tmp_path / "found False") != contents(tmp_path / "found True"), "else nothing was learned"
     assert list(Path(tempfile.gettempdir()).glob("tandem-copy-*")) == []
 
 
