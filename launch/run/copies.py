@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 _LEAST_S, _SHARE = 10.0, 50.0
 """With auto, one is taken where learning again would take so long, and so many times as long as the last one took."""
+_END_S = 5.0
+"""For the thread to end when keepers have."""
 
 
 class Copies:
@@ -138,6 +140,8 @@ class Copies:
         """End those who keep them."""
         self._wanted = False
         self._keepers.close()
+        if self._thread:
+            self._thread.join(_END_S)  # it asks Ray, which is to end next
 
     def _keep(self, number: int, sizes: Mapping[Of, int], copied_s: float) -> None:
         """On a thread: nothing but this touches the keepers meanwhile."""

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 _LOOK_S = 1.0
 """Between two looks whether the node of a keeper that is waited for is lost, which Ray may say a minute later."""
-_ANSWER_S, _START_S = 10.0, 120.0
-"""For a keeper to answer, beyond which it is replaced; and for a new one."""
+_ANSWER_S, _TAKE_S, _START_S = 10.0, 60.0, 120.0
+"""For a keeper to answer, beyond which it is replaced; to take in what ranks have handed out; and for a new one."""
 
 
 class NotKept(RuntimeError):
@@ -194,7 +194,7 @@ class Keepers:
 
     def close(self) -> None:
         """End them."""
-        for post in self._posts.values():
+        for post in list(self._posts.values()):  # a thread may still start some
             with contextlib.suppress(RayError):
                 ray.kill(post.handle)
 
@@ -219,16 +219,13 @@ class Keepers:
         """Let one piece of each of these ranks be kept; returns those that have no more."""
         from actors.train.kept import KeptWorker
 
-        asked: list[tuple[_Post, ObjectRef[bool]]] = []
-        whose: list[Of] = []
-        for of in sorted(waiting):
-            name, rank = of
-            piece = groups[name].submit(rank, KeptWorker.next_piece)
-            for post in self._where[of]:
-                asked.append((post, post.handle.add.remote(copy, of, piece)))
-                whose.append(of)
-        within_s = max(group.timeout_s for group in groups.values())
-        return {of for of, last in zip(whose, self._answers(asked, within_s), strict=True) if last}
+        pieces = {of: groups[of[0]].submit(of[1], KeptWorker.next_piece) for of in sorted(waiting)}
+        asked = [(of, post, piece) for of, piece in pieces.items() for post in self._where[of]]
+        # A rank may be slow to hand out what a keeper then only takes.
+        self._wait([(post, piece) for _, post, piece in asked], max(group.timeout_s for group in groups.values()))
+        kept = [(post, post.handle.add.remote(copy, of, piece)) for of, post, piece in asked]
+        answers = self._answers(kept, _TAKE_S)
+        return {of for (of, _, _), last in zip(asked, answers, strict=True) if last}
 
     def _hand_out(self, whole: _Whole, of: Of, group: "ActorGroup[TrainedWorker]") -> None:
         """Let the rank that has copied it take in its share; that of rank 0, which holds what all ranks have alike, let
