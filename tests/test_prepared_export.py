@@ -149,14 +149,14 @@ def config(tmp_path: Path) -> RunConfig:
 
 def _learn(config: RunConfig, policy: Policy, monkeypatch: pytest.MonkeyPatch, train: Any) -> None:
     """Let a run of this policy learn; `train` is its training."""
-    loop = SimpleNamespace(train=train, step=1)
+    loop = SimpleNamespace(train=train, step=1, checkpoint=SimpleNamespace(finish=lambda *_: None))
     kind = SimpleNamespace(build=lambda *_: loop, finish_export=lambda _: None, chat_settings=lambda: None)
     roster = Roster("")
     roster._started["policy"] = policy
     monkeypatch.setattr(run, "job_kind", lambda _: kind)
     monkeypatch.setattr(run, "_started", lambda *_: run.contextlib.nullcontext((None, roster)))
     display: Any = SimpleNamespace(phase=lambda *_: None)
-    reporter: Any = SimpleNamespace(note=print, phase=lambda _: None)
+    reporter: Any = SimpleNamespace(note=print, phase=lambda _: None, uploads=None)
     (config.directory / "logs").mkdir()
     (config.directory / "config.json").write_text("{}")
     run._learn_and_export(config, reporter, display, None)

@@ -1,5 +1,6 @@
 """A transfer over gloo that loses a member ends soon for all others: real processes, a sender here."""
 
+import signal
 import subprocess
 import sys
 import threading
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from actors.weights import wire
 from actors.weights.gloo_sender import GlooSender
 from actors.weights.wire import Meta
 
@@ -23,12 +25,15 @@ METAS = [Meta("weight", torch.float32, (4, 3))]
 WORKER = """
 import json, sys, time
 import torch
+from actors.weights import wire
 from actors.weights.wire import Meta, join_meeting, receive_bucket
 
 meeting, place, comes = json.loads(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 if comes == "never":
     time.sleep(600)
 print("comes", flush=True)
+if comes == "stops":
+    wire.gloo_group = lambda *_: time.sleep(600)
 try:
     group = join_meeting({**meeting, "rank_offset": 1 + place})
     print("met", flush=True)
@@ -62,6 +67,9 @@ class Workers:
             time.sleep(1.0)  # until it waits in the meeting
             raise ConnectionError("it died while they met")
         assert [self.says(place) for place in (0, 1)] == ["comes", "comes"]
+        if "stops" in self.comes:
+            self.lost.wait(SOON_S)
+            raise ConnectionError("it stopped while they met")
         assert [self.says(place) for place in (0, 1)] == ["met", "met"]
 
     def take(self, info: Any) -> None:
@@ -143,6 +151,37 @@ def test_one_that_dies_on_its_way_to_the_meeting_keeps_nobody_waiting(workers: C
         sender(client)
     assert client.says(0) in ("freed RuntimeError", "freed DistBackendError", "freed DistNetworkError")
     assert time.monotonic() - began < SOON_S
+
+
+def test_one_that_stops_in_the_meeting_keeps_nobody_waiting(
+    workers: Callable[..., Workers], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has come, and is needed to connect."""
+    monkeypatch.setattr(wire, "_MESH_S", 1.0)
+    client = workers("comes", "stops")
+    began = time.monotonic()
+    known = threading.Timer(2.0, client.lost.set)
+    known.start()
+    with pytest.raises(ConnectionError, match="it stopped while they met"):
+        sender(client)
+    assert client.says(0) in ("freed RuntimeError", "freed DistStoreError", "freed DistNetworkError")
+    assert time.monotonic() - began < SOON_S
+    known.join()
+
+
+def test_what_was_agreed_for_a_transfer_holds_after_the_meeting(
+    workers: Callable[..., Workers], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who is late for a tensor has more time than for the meeting."""
+    monkeypatch.setattr(wire, "_MESH_S", 0.5)
+    client = workers("comes", "comes")
+    made = sender(client)
+    assert made.outgoing is not None
+    client.processes[1].send_signal(signal.SIGSTOP)
+    resumed = threading.Timer(1.5, client.processes[1].send_signal, [signal.SIGCONT])
+    resumed.start()
+    made.send_weights()
+    resumed.join()
 
 
 def test_torch_frees_peers_of_gloo_only_when_the_group_is_gone() -> None:

@@ -18,7 +18,7 @@ from actors.weights.wire import (
     arrival,
     as_info,
     buckets,
-    gloo_group,
+    lead_meeting,
     views,
 )
 
@@ -72,7 +72,7 @@ class GlooSender:
             joined = beside.submit(self.client.init_weight_transfer_engine, info)
             try:
                 wait_for_arrivals(store, range(1, world_size), joined, self.timeout_s)
-                self.outgoing = Outgoing(gloo_group(store, 0, world_size, self.timeout_s))
+                self.outgoing = Outgoing(lead_meeting(store, world_size, self.timeout_s))
             except RuntimeError:
                 _raise_what_they_say(joined)
                 raise

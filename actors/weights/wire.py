@@ -18,6 +18,11 @@ from actors.weights.shared_buckets import Reader, SharedMemory
 
 _NOWHERE = (0, 0, 0)
 """Said in place of where shared memory is: the bytes follow."""
+_ALL_THERE = "all there"
+"""Key of a meeting's store: all have come."""
+_MESH_S = 10.0
+"""Longest time for those who have come to connect, which takes milliseconds: one that stops or dies meanwhile would
+keep the others until the deadline of a transfer."""
 _READER = Reader()
 """This process's."""
 
@@ -129,12 +134,20 @@ def join_meeting(meeting: Meeting, worker: int = 0) -> Group:
     rank = meeting["rank_offset"] + worker
     store = join_store(meeting["master_address"], meeting["master_port"], meeting["world_size"], meeting["timeout_s"])
     store.set(arrival(rank), "")
-    return gloo_group(store, rank, meeting["world_size"], meeting["timeout_s"])
+    store.wait([_ALL_THERE], timedelta(seconds=meeting["timeout_s"]))
+    return gloo_group(store, rank, meeting["world_size"], meeting["timeout_s"], _MESH_S)
 
 
-def gloo_group(store: Store, rank: int, world_size: int, timeout_s: float) -> Group:
-    """The processes of a transfer, beside any other group that they are in."""
-    group: Any = dist.ProcessGroupGloo(store, rank, world_size, timedelta(seconds=timeout_s))
+def lead_meeting(store: Store, world_size: int, timeout_s: float) -> Group:
+    """Meet those who have all come to `join_meeting`, as rank 0."""
+    store.set(_ALL_THERE, "")
+    return gloo_group(store, 0, world_size, timeout_s, _MESH_S)
+
+
+def gloo_group(store: Store, rank: int, world_size: int, timeout_s: float, mesh_s: float = float("inf")) -> Group:
+    """The processes of a transfer, beside any other group that they are in; `mesh_s`: longest wait for each other."""
+    group: Any = dist.ProcessGroupGloo(store, rank, world_size, timedelta(seconds=min(timeout_s, mesh_s)))
+    group.set_timeout(timedelta(seconds=timeout_s))
     return group
 
 

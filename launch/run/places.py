@@ -17,8 +17,8 @@ from launch.run.shortage import have_room
 from launch.sizes.placement import demands, reservation_of
 
 _GROUP = "rollout"
-_MOMENT_S = 2
-"""Longest wait for a bundle that there is room for."""
+_MOMENT_S, _MOMENTS = 2, 5
+"""A wait for a bundle, and how many of them there are where room for it can be seen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ def fill(config: RunConfig, placement: Placement) -> None:
         for _ in range(config.rollout.fewest, config.rollout.most):
             asked = Asked(config, placement, ask_for_engine(config, placement, set()))
             placement.pending = asked.group
-            if (slot := asked.slot(_MOMENT_S)) is None:
+            if (slot := _soon(asked)) is None:
                 return
             placement.pending = None
             placement.reserved.append(slot.placement)
@@ -54,6 +54,16 @@ def fill(config: RunConfig, placement: Placement) -> None:
     except BaseException:  # Ctrl-C too, as in `reserve.place`
         release(placement)
         raise
+
+
+def _soon(asked: "Asked") -> Slot | None:
+    """The slot of a bundle that there is room for now."""
+    for _ in range(_MOMENTS):
+        slot = asked.slot(_MOMENT_S)
+        # What others have just given back, Ray may be late to give again.
+        if slot is not None or not have_room_for_engine(asked.config, asked.placement, set()):
+            return slot
+    return None
 
 
 def ask_for_engine(config: RunConfig, placement: Placement, avoid: set[str]) -> PlacementGroup:

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
-from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,7 +26,7 @@ _STEPS = 8
 """Most steps in which a phase is waited for."""
 _TICK_S = 0.002
 _GROUPS = {"engine": "rollout"}
-_OWN = "driver", "raylet"
+_WHERE = "attempt", "step", "phase"
 
 
 class _Process(Protocol):
@@ -99,16 +98,13 @@ class Injector:
     """Phase -> how long it was the last time."""
 
     def inject(self, *hits: Hit) -> None:
-        """Do something to a process, and wait until the run has got over it. Several hits in one phase come at once; of
-        others, the next one follows before the run has got over the one before. Raises Unlike."""
-        lines, injected = len(self._lines()), list[Injected]()
-        for _, group in groupby(hits, lambda hit: hit.phase):
-            wanted = list(group)
-            found = self._hit_in_time(wanted)
-            injected += found
-            if not found:
-                self.missed += wanted
-                print(f"no moment for: {', '.join(hit.text for hit in wanted)}", flush=True)
+        """Do something to processes at one time, and wait until the run has got over it. Raises Unlike."""
+        lines = len(self._lines())
+        injected = self._hit_in_time(hits)
+        missed = [hit for hit in hits if hit not in [each.hit for each in injected]]
+        if missed:
+            self.missed += missed
+            print(f"no moment for: {', '.join(hit.text for hit in missed)}", flush=True)
         self.done += injected
         self._wait_for_end(injected, lines)
         for each in injected:
@@ -167,19 +163,20 @@ class Injector:
     def _hit_after(self, hits: Sequence[Hit], found: dict[str, Any], delay_s: float) -> list[Injected]:
         """Nobody is hit where the phase is over by then, or a process is not there."""
         try:
-            targets = list({process.pid: (hit, who, process) for hit, who, process in _targets(hits, found)}.values())
-            time.sleep(delay_s)
-            again = self._look()
-            if (again["attempt"], again["step"], again["phase"]) != (found["attempt"], found["step"], found["phase"]):
-                return []
-            injected = []
-            for hit, who, process in targets:
-                at = time.time()
+            targets = _targets(hits, found)
+        except (psutil.NoSuchProcess, LookupError, StopIteration):
+            return []
+        time.sleep(delay_s)
+        again = self._look()
+        if not again or [again[name] for name in _WHERE] != [found[name] for name in _WHERE]:
+            return []
+        injected = []
+        for hit, who, process in targets:
+            at = time.time()
+            with suppress(psutil.NoSuchProcess):
                 # Which looks at the time of its start: nobody else is hit that has got its number meanwhile.
                 process.send_signal(signal.SIGKILL if hit.how == KILL else signal.SIGSTOP)
                 injected.append(Injected(hit, who, process.pid, found["step"], at))
-        except (psutil.NoSuchProcess, LookupError, StopIteration):
-            return []
         return injected
 
     def _wait_for_end(self, injected: Sequence[Injected], before: int) -> None:
@@ -211,17 +208,23 @@ class Injector:
 
 
 def _targets(hits: Sequence[Hit], found: dict[str, Any]) -> list[tuple[Hit, str, psutil.Process]]:
-    return [(hit, *_target(hit, found)) for hit in hits]
+    """Whom to hit: of several of one kind, each another process. Raises LookupError, or psutil's NoSuchProcess, where
+    there is none."""
+    targets, left = list[tuple[Hit, str, psutil.Process]](), dict(found["processes"])
+    for hit in hits:
+        who, process = _target(hit, found["driver"], left)
+        left.pop(who, None)
+        targets.append((hit, who, process))
+    return targets
 
 
-def _target(hit: Hit, found: dict[str, Any]) -> tuple[str, psutil.Process]:
-    """Whom to hit. Raises LookupError, or psutil's NoSuchProcess, where there is none."""
+def _target(hit: Hit, driver: int, processes: dict[str, int]) -> tuple[str, psutil.Process]:
     if hit.kind == "driver":
-        return "driver", psutil.Process(found["driver"])
+        return "driver", psutil.Process(driver)
     if hit.kind == "raylet":
-        children = psutil.Process(found["driver"]).children()
+        children = psutil.Process(driver).children()
         return "raylet", next(child for child in children if child.name() == "raylet")
     group = _GROUPS.get(hit.kind, hit.kind)
-    names = sorted(name for name in found["processes"] if name.partition("[")[0] == group)
+    names = sorted(name for name in processes if name.partition("[")[0] == group)
     name = names[int(hit.share * len(names))]
-    return name, psutil.Process(found["processes"][name])
+    return name, psutil.Process(processes[name])

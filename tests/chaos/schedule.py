@@ -38,28 +38,47 @@ class Hit:
         return f"{self.how} {self.kind} in {self.phase}"
 
 
-PAIRED = "engine", "policy", "critic", "reference", "reward_model", "reward"
-"""Kinds that are hit at one time with an engine, too. With Ray or the driver all others die, and nobody tells of it."""
-_PAIRS = 8
-"""Faults from one pair to the next."""
+ALONE = "raylet", "driver"
+"""Kinds that are hit alone: with them all others die, and nobody tells of it."""
+_AT_ONCE = {"engine": 2}
+"""How many of a kind are hit at one time, where it is not one."""
 
 
 def schedule(
-    seed: int, hits: int, kinds: Sequence[str] = tuple(KINDS), phases: Sequence[str] = PHASES, *, pairs: bool = False
+    seed: int, hits: int, kinds: Sequence[str] = tuple(KINDS), phases: Sequence[str] = PHASES, *, together: int = 1
 ) -> list[list[Hit]]:
     """So many faults, which have every kind and every phase at least once if they are enough; half are stops.
 
-    With `pairs`, an engine is hit at one time with some of them.
+    Up to `together` of them, of other kinds or other engines, come at one time.
     """
     draw = random.Random(seed)
     weights = [KINDS.get(kind, 1) for kind in kinds]
     of = [*kinds, *draw.choices(kinds, weights, k=max(0, hits - len(kinds)))][:hits]
-    at = [phases[number % len(phases)] for number in range(hits)]
     how = [(KILL, STOP)[number % 2] for number in range(hits)]
-    for column in (of, at, how):
+    for column in (of, how):
         draw.shuffle(column)
-    found = [[Hit(*each, draw.random())] for each in zip(of, at, how, strict=True)]
-    paired = [each for each in found if each[0].kind in PAIRED][: hits // _PAIRS if pairs else 0]
-    for each in paired:
-        each.append(Hit("engine", each[0].phase, draw.choice((KILL, STOP)), (each[0].share + 0.5) % 1))
-    return found
+    batches = _batches(of, together)
+    at = [phases[number % len(phases)] for number in range(len(batches))]
+    draw.shuffle(at)
+    signals = iter(how)
+    return [
+        [Hit(kind, phase, next(signals), draw.random()) for kind in batch]
+        for batch, phase in zip(batches, at, strict=True)
+    ]
+
+
+def _batches(kinds: Sequence[str], together: int) -> list[list[str]]:
+    """Kinds that are hit at one time, in the order in which the first of them come."""
+    batches = list[list[str]]()
+    for kind in kinds:
+        most = _AT_ONCE.get(kind, 1)
+        room = (
+            each
+            for each in batches
+            if len(each) < together and each.count(kind) < most and not {kind, each[0]} & set(ALONE)
+        )
+        if (batch := next(room, None)) is None:
+            batches.append([kind])
+        else:
+            batch.append(kind)
+    return batches

@@ -15,18 +15,23 @@ import pytest
 from tests.chaos import expect
 from tests.chaos.injector import Injector
 from tests.chaos.report import report
-from tests.chaos.schedule import KINDS, schedule
+from tests.chaos.schedule import KINDS, Hit, schedule
 from tests.conftest import Job
 
 Start = Callable[..., Job]
 ROWS, PROMPTS, SAMPLES = 40, 8, 4
 SEEDS = [int(seed) for seed in os.environ.get("CHAOS_SEEDS", "").split()]
 """Of `make chaos`."""
-FEW, MANY = 12, 20
+HITS, TOGETHER = 60, 4
+"""Faults of the run of every test session, and how many of them come at one time."""
 ORDINARY = 149
-"""Seed of the run of every test session: five of its faults are an engine's, each in another phase."""
-STEPS_A_HIT = 8
+"""Its seed."""
+MANY, PAIR = 20, 2
+"""The same of each of the others."""
+STEPS_A_TIME = 8
 METRIC, AT_LEAST = "eval/reward/right", 0.5
+AS_MEANT = 0.9
+"""Least share of the faults for which there is a moment."""
 INJECTORS: list[Injector] = []
 """Of all runs so far."""
 
@@ -58,9 +63,9 @@ def reward_model(tandem: Start, warm_model: Path, reverse: dict[str, Any]) -> Pa
     return job.directory / "export"
 
 
-def settings(model: Path, reward_model: Path, directory: Path, hits: int, **algorithm: Any) -> dict[str, Any]:
-    """A run with groups of every kind, which is long enough for so many faults."""
-    epochs = (hits + 1) * STEPS_A_HIT * PROMPTS // ROWS
+def settings(model: Path, reward_model: Path, directory: Path, times: int, **algorithm: Any) -> dict[str, Any]:
+    """A run with groups of every kind, which is long enough for faults at so many times."""
+    epochs = (times + 1) * STEPS_A_TIME * PROMPTS // ROWS
     reward = f"{directory / 'reward.py'}:right"
     sizes = {"prompts_per_step": PROMPTS, "samples_per_prompt": SAMPLES, "eval_every": 2, "epochs": epochs}
     return {
@@ -94,44 +99,47 @@ def check(job: Job, injector: Injector, steps: int) -> None:
         raise
 
 
-def disturb(tandem: Start, config: dict[str, Any], directory: Path, seed: int, hits: int, kinds: Sequence[str]) -> None:
-    """Start a run, hit it so often, and check what it has come to."""
+def disturb(tandem: Start, config: dict[str, Any], directory: Path, seed: int, times: Sequence[Sequence[Hit]]) -> None:
+    """Start a run, hit it at so many times, and check what it has come to."""
     job = tandem(config, directory=directory, alone=True, forked=True)
     injector = Injector(job)
     INJECTORS.append(injector)
     try:
         job.wait_until(lambda: len(job.steps()) > 1, "first step")
-        for each in schedule(seed, hits, kinds, pairs=hits > FEW):
-            injector.inject(*each)
+        for hits in times:
+            injector.inject(*hits)
         (directory / "done").touch()
     except AssertionError:
         with suppress(subprocess.TimeoutExpired):  # the run may be about to tell why
             job.process.wait(20)
-        print(expect.text_of(job))
+        print(f"seed {seed}: {expect.text_of(job)}")
         raise
     check(job, injector, config["algorithm"]["epochs"] * ROWS // PROMPTS)
+    assert len(injector.done) >= AS_MEANT * sum(map(len, times)), f"no moment for {injector.missed}"
 
 
-def ppo(model: Path, reward_model: Path, directory: Path, hits: int) -> dict[str, Any]:
+def ppo(tandem: Start, model: Path, reward_model: Path, directory: Path, seed: int, hits: int, together: int) -> None:
     """With a critic; nothing is made ahead."""
-    return settings(model, reward_model, directory, hits, name="ppo") | {"critic": {"optimizer": {"lr": 1e-3}}}
+    times = schedule(seed, hits, together=together)
+    config = settings(model, reward_model, directory, len(times), name="ppo") | {"critic": {"optimizer": {"lr": 1e-3}}}
+    disturb(tandem, config, directory, seed, times)
 
 
 def test_a_run_survives_what_befalls_it(tandem: Start, warm_model: Path, reward_model: Path, tmp_path: Path) -> None:
     """Every kind of process, and every phase."""
-    disturb(tandem, ppo(warm_model, reward_model, tmp_path, FEW), tmp_path, ORDINARY, FEW, tuple(KINDS))
+    ppo(tandem, warm_model, reward_model, tmp_path, ORDINARY, HITS, TOGETHER)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_ppo(tandem: Start, warm_model: Path, reward_model: Path, tmp_path: Path, seed: int) -> None:
-    disturb(tandem, ppo(warm_model, reward_model, tmp_path, MANY), tmp_path, seed, MANY, tuple(KINDS))
+    ppo(tandem, warm_model, reward_model, tmp_path, seed, MANY, PAIR)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_grpo(tandem: Start, warm_model: Path, reward_model: Path, tmp_path: Path, seed: int) -> None:
     """That generates beside training, with weights that go through a holder."""
-    config = settings(warm_model, reward_model, tmp_path, MANY, name="grpo", max_staleness=1)
+    times = schedule(seed, MANY, [*(kind for kind in KINDS if kind != "critic"), "holder"], together=PAIR)
+    config = settings(warm_model, reward_model, tmp_path, len(times), name="grpo", max_staleness=1)
     config |= {"model": {"path": str(warm_model)}, "policy": {"optimizer": {"lr": 5e-4}}}
     config["rollout"]["transfer"] = {"store": "holder"}
-    kinds = [*(kind for kind in KINDS if kind != "critic"), "holder"]
-    disturb(tandem, config, tmp_path, seed, MANY, kinds)
+    disturb(tandem, config, tmp_path, seed, times)
