@@ -13,7 +13,7 @@ import pytest
 from ray.exceptions import RayActorError, RayError
 
 from actors.files.pieces import Contents, pieces_of
-from actors.group_errors import DataLost
+from actors.group_errors import DataLost, RankLost
 from actors.train import kept
 from actors.train.kept import KeptWorker
 from launch.run import keepers as module
@@ -46,10 +46,14 @@ class Handle:
     def __init__(self, node: str, free: dict[str, int | None]) -> None:
         self.node, self.keeper, self.dead, self.silent = node, Keeper(), False, False
         self.keeper.free = lambda: free.get(node, 10**9)
+        self.gives = 99
+        """So many pieces before it dies."""
 
     def __getattr__(self, name: str) -> Any:
         def remote(*arguments: Any) -> Ref:
             def call(*given: Any) -> Any:
+                self.gives -= name == "piece"
+                self.dead |= self.gives < 0
                 if self.dead:
                     raise RayActorError
                 return getattr(self.keeper, name)(*given)
@@ -87,6 +91,7 @@ class Group:
     """Ranks on nodes."""
 
     timeout_s = 5.0
+    dies = False
 
     def __init__(self, name: str, nodes: str) -> None:
         self.name, self.slots = name, [SimpleNamespace(node_id=node) for node in nodes]
@@ -102,6 +107,9 @@ class Group:
         return Ref(getattr(self.ranks[rank], method.__name__), arguments)
 
     def gather(self, refs: list[Ref], what: str, ranks: Any) -> list[Any]:
+        if self.dies:
+            self.dies = False
+            raise RankLost(what, self.name, 0)
         if any(ref.error for ref in refs):
             raise DataLost(what)
         return [ref.value for ref in refs]
@@ -234,10 +242,21 @@ def test_a_keeper_that_is_lost_while_it_takes_in_or_gives_back(tmp_path: Path) -
         run.take(4, dies)
     assert run.keepers.whole is None
     run.take(5)
-    run.handles[1].dead = True
-    with pytest.raises(NotKept, match=r"the share of policy\[0\] is lost"):
+    run.handles[1].gives = 4
+    with pytest.raises(NotKept, match=r"the share of policy\[1\] is lost"):
+        run.keepers.give_back(run.groups)
+    assert list(tmp_path.iterdir()) == [], "or the next copy would be added to it"
+
+
+def test_a_rank_that_is_lost_while_it_takes_one_in(tmp_path: Path) -> None:
+    """The others remove what they have: all ranks are then started anew."""
+    run = Run()
+    run.take(3)
+    run.groups["critic"].dies = True
+    with pytest.raises(RankLost):
         run.keepers.give_back(run.groups)
     assert list(tmp_path.iterdir()) == []
+    assert run.steps_given_back() == {"3"}
 
 
 def test_one_that_does_not_answer_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from ray.exceptions import RayActorError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.group import ActorGroup, Countdown, first_line
-from actors.group_errors import DataLost
+from actors.group_errors import DataLost, GroupError
 from launch.run.keeper import Keeper, Of
 from launch.run.reserved import Placement
 from launch.run.wardens import end_actors
@@ -173,9 +173,11 @@ class Keepers:
             for name, group in groups.items():
                 for rank in range(len(group)):
                     self._hand_out(whole, (name, rank), group)
-        except NotKept:
-            for group in groups.values():
-                group.call(KeptWorker.forget_received)
+        except (NotKept, GroupError):
+            # All of it, or another copy would be added to it; not by ranks that are lost.
+            ranks = [(group, rank) for group in groups.values() for rank in range(len(group))]
+            refs = [group.submit(rank, KeptWorker.forget_received) for group, rank in ranks]
+            ray.wait(refs, num_returns=len(refs), timeout=_ANSWER_S)
             raise
         for group in groups.values():
             group.call(KeptWorker.load_kept)
