@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from launch.tracking.events import NOTICED, RECOVERED, read_events
 
 Start = Callable[..., Any]
-STEPS = 12
+STEPS = 13
 FAULTS = (
     ("policy[0]", "update", signal.SIGKILL, 1),
     ("critic[0]", "update", signal.SIGSTOP, 1),
