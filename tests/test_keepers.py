@@ -175,6 +175,7 @@ class Run:
 @pytest.fixture(autouse=True)
 def _scripted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def wait(refs: list[Ref], num_returns: int = 1, timeout: float = 0, fetch_local: bool = True) -> Any:
+        assert len(set(refs)) == len(refs), "as Ray itself requires"
         return [ref for ref in refs if ref.answers], [ref for ref in refs if not ref.answers]
 
     fake = SimpleNamespace(wait=wait, get=lambda ref: ref.get(), kill=lambda handle: setattr(handle, "dead", True))

@@ -261,7 +261,7 @@ class Keepers:
     def _wait(self, asked: "list[tuple[_Post, ObjectRef[Any]]]", within_s: float) -> None:
         """Until keepers have answered, or failed; raises NotKept where one does neither."""
         deadline = Countdown(within_s)
-        pending = [ref for _, ref in asked]
+        pending = list(dict.fromkeys(ref for _, ref in asked))  # two keepers may wait for the same one
         while pending:
             within = min(_LOOK_S, deadline.left_s)
             _, pending = ray.wait(pending, num_returns=len(pending), timeout=within, fetch_local=False)
