@@ -142,12 +142,13 @@ class ActorGroup(Generic[W]):
         It starts in the same slot, or in another, which the rank then has. Calls to the one before fail. What ranks
         share, they must build anew: see `launch.run.groups.rebuild`.
         """
-        # Counted first: who sees its end, on another thread, sees that it was meant.
+        # The slot first, and counted before it ends: who sees that on another thread sees that it was meant, and where
+        # the next one is.
+        if slot is not None:
+            self.slots[rank] = slot
         self.generations[rank] += 1
         # Ended before the next one starts: its slot has room for one process.
         ray.kill(self.handles[rank])
-        if slot is not None:
-            self.slots[rank] = slot
         self.handles[rank] = self._start(rank)
 
     def add(self, slot: Slot) -> int:

@@ -45,8 +45,9 @@ class Checkpointer(Protocol):
         """Raise what ends the run, when it should make no further step; `keep` has kept this one."""
         ...
 
-    def finish(self, within_s: float | None = None) -> None:
-        """Wait, for so many seconds at most, until what was copied is written, or given up."""
+    def close(self, within_s: float | None = None) -> bool:
+        """The run ends: wait, for so many seconds at most, until what was copied is written, or given up; returns
+        whether it is."""
         ...
 
 

@@ -136,7 +136,8 @@ class ClusterConfig(Config):
     driver_labels: NodeLabels = {}
     """Ray labels of the node that `tandem submit` places the driver on (default: the head)."""
     stop_wait_s: WholeSeconds = 300
-    """Time that a job has, once it is told to stop, to finish its step and save a checkpoint, in seconds."""
+    """Time that a job has, once it is told to stop, to finish its step, save a checkpoint and put it into
+    `run.storage`, in seconds."""
     kubernetes: KubernetesConfig = KubernetesConfig()
     """How `tandem k8s` renders the run."""
 

@@ -3,6 +3,7 @@
 They are `algorithms.rollouts.engines.Engines`, the pool and the clock in one, so that a script says what ends and when.
 """
 
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -53,6 +54,10 @@ class FakeEngines:
         self.aborted_older: list[tuple[int, int]] = []
         self.pool: FakePool | None = None
         self.condemned: list[Lost] = []
+        self.lacking = 0
+        """How many engines are back but for weights."""
+        self.awaited: Callable[[], bool] = lambda: True
+        """Nothing happens before this holds."""
         self.begun: dict[int, BegunGroup] = {}
         """What is known of requests when their engine is lost."""
 
@@ -81,12 +86,18 @@ class FakeEngines:
     def condemn(self, engine: int, error: GroupError) -> None:
         self.condemned.append(Lost(engine, error))
 
+    def lacking_weights(self) -> int:
+        return self.lacking
+
     def stats(self, within_s: float) -> Callable[[], list[Any]]:
         return lambda: [None] * self.engines
 
     def wait(self, others: Sequence[Any], timeout_s: float) -> list[Event]:
         """The next line of the script comes true."""
         assert timeout_s is not None, "a wait without an end"
+        until = time.monotonic() + 10
+        while not self.awaited() and time.monotonic() < until:
+            time.sleep(0.001)
         if self.condemned:
             return [self.condemned.pop()]
         if not self.script:

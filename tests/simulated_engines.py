@@ -84,6 +84,9 @@ class SimulatedEngines:
     def condemn(self, engine: int, error: GroupError) -> None:
         self.dies_at[engine] = self.clock.now
 
+    def lacking_weights(self) -> int:
+        return 0
+
     def stats(self, within_s: float) -> Callable[[], list[EngineStats | None]]:
         lost = self._lost
         found = [None if number in lost else engine.stats() for number, engine in enumerate(self.engines)]

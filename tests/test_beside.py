@@ -1,5 +1,6 @@
 """Checkpoints written beside training: of the moment when they were captured, one at a time, and whole or nothing."""
 
+import io
 import shutil
 import tempfile
 import time
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
+from rich.console import Console
 
 from actors.config import ModelConfig, OptimizerConfig, TrainerConfig, UserError
 from actors.episodes import Sequence
@@ -34,6 +36,8 @@ from launch.run.keepers import Keepers, NotKept
 from launch.run.reserved import Placement
 from launch.run.run import _prepare, _written_to_the_end
 from launch.run.saves import Saves
+from launch.run.signals import interruptible
+from launch.screen.display import Display
 from launch.tracking.events import Events
 from tests.trainees import INIT, Trainee, started_trainees
 
@@ -263,7 +267,7 @@ def test_a_run_that_fails_writes_it_to_its_end(error: BaseException, latest: int
     run.storage.open.clear()
     with pytest.MonkeyPatch.context() as patch, pytest.raises(type(error)):
         patch.setattr("launch.run.run._PATIENCE_S", 0.1)
-        with _written_to_the_end(run.saver):
+        with interruptible(), _written_to_the_end(run.saver, Display(Console(file=io.StringIO()))):
             run.step(1)
             if latest:
                 run.storage.open.set()

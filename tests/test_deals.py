@@ -1,6 +1,7 @@
 """Who gets what: what each rank receives in a step, against the size of its own samples; real stages on FakeRanks."""
 
 import pickle
+import threading
 from collections import defaultdict
 from types import SimpleNamespace
 from typing import Any
@@ -320,6 +321,12 @@ def test_what_a_lost_engine_was_to_split_others_split() -> None:
     members.restarting(1)
     members.ready(1)
     assert split(asked) == expected and fake.waited[-1][2] == [1]
+    members.lose(1, GroupError("it died"), 1)
+    split = split_by(fake, RolloutWorker.split, members, restart_s=60)  # type: ignore[arg-type]
+    died[3] = RankLost("a new one died, too", "rollout", 3)
+    threading.Timer(0.1, lambda: members.ready(members.join())).start()
+    threading.Timer(0.3, lambda: (members.restarting(1), members.ready(1))).start()
+    assert split(asked) == expected and fake.waited[-1][2] == [1] and members.losses[3] == 1
 
 
 def test_an_engine_gives_the_episodes_of_every_share() -> None:

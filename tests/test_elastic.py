@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.exceptions import RaySystemError
 
 from actors.group import GroupError
 from algorithms.rollouts.membership import Membership
@@ -244,6 +245,26 @@ def test_a_loss_may_be_the_first_that_is_heard_of_a_node(start: Start, monkeypat
     run.members.lose(1, GroupError("rollout[1].poll: the process died"), 0)
     run.serve(1)
     assert run.group.where == {1: "spare"} and run.group.replaced == [1]
+
+
+def test_who_has_given_its_place_back_gets_another_one_whatever_ray_says_meanwhile(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where its node is back by then: its bundle there is no more."""
+    cluster = Cluster(monkeypatch, head=1, spot=0)
+    run = start(["spot"], 1)
+    run.placement.lost.add("spot")
+    ask = run.places.ask
+
+    def unheard() -> Any:
+        monkeypatch.setattr(run.places, "ask", ask)
+        run.placement.lost.clear()
+        raise RaySystemError("its head is away")
+
+    monkeypatch.setattr(run.places, "ask", unheard)
+    run.fleet.hear(0, 0, "nobody there answers")
+    until(lambda: run.members.state(0) == "stale")
+    assert run.group.where == {0: "head"} and [each.id for each in cluster.asked] == [0]
 
 
 def test_who_waits_for_room_leaves_once_there_are_enough(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -137,7 +137,16 @@ def of_a_rank(error: BaseException) -> GroupError:
 
 FAILING = {
     os.strerror(number): OSError(number, os.strerror(number), "/a")
-    for number in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EIO, errno.ESTALE)
+    for number in (
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EACCES,
+        errno.EROFS,
+        errno.EIO,
+        errno.ESTALE,
+        errno.ETIMEDOUT,
+        errno.ENOTCONN,
+    )
 }
 FAILING |= {
     "a rank's": of_a_rank(OSError(errno.ESTALE, "Stale file handle", "/a")),

@@ -1,5 +1,6 @@
 """Lost engines are restarted beside the run, one that never lasts ends it, and nothing starts once all is closed."""
 
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -8,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.exceptions import RaySystemError
 
 from actors.group import GroupError
 from algorithms.rollouts.membership import Membership
@@ -132,6 +134,49 @@ def test_what_cannot_be_restarted_ends_the_run_at_once(tmp_path: Path) -> None:
     until(lambda: members.failure is not None)
     assert str(members.failure) == "rollout[0] could not be restarted: IndexError: pop from empty list"
     fleet.close()
+
+
+@pytest.mark.parametrize("times", [2, 3])
+def test_ray_is_asked_again_for_a_process_as_often_as_one_may_fail(tmp_path: Path, times: int) -> None:
+    """Its head may be away for a while."""
+    group = FakeGroup(engine0=["ready"])
+    fleet, members, _ = made(tmp_path, group, max_restarts=2 + (times == 2))
+    replace, errors = group.replace, [RaySystemError("the head is away")] * times
+
+    def unheard(rank: int, slot: Any = None) -> None:
+        if errors:
+            raise errors.pop()
+        replace(rank, slot)
+
+    group.replace = unheard  # type: ignore[method-assign]
+    members.lose(0, GroupError("it died"), 0)
+    until(lambda: members.stale() == [0] or members.failure is not None)
+    if times == 2:
+        assert members.stale() == [0] and group.replaced == [0]
+    else:
+        line = r"^rollout\[0\] was lost 3 times in a row .*; the last: rollout\[0\]: RaySystemError: .*the head is away"
+        assert re.search(line, str(members.failure))
+    fleet.close()
+
+
+def test_its_end_waits_once_for_all_that_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float | None] = []
+    group = FakeGroup(engine0=["ready"], engine1=["ready"])
+    group.may_start.clear()
+    fleet, members, _ = made(tmp_path, group)
+    for engine in (0, 1):
+        members.lose(engine, GroupError("it died"), 0)
+    until(lambda: sorted(group.replaced) == [0, 1])
+    threads = list(fleet._threads.values())
+    for thread in threads:
+        monkeypatch.setattr(thread, "join", lambda seconds: (waits.append(seconds), time.sleep(0.05)))
+    fleet.close()
+    first, second = waits
+    assert first is not None and second is not None and second <= first - 0.05
+    group.may_start.set()
+    monkeypatch.undo()
+    for thread in threads:
+        thread.join(DEADLINE_S)
 
 
 def test_one_that_is_lost_as_soon_as_it_is_ready_is_restarted(tmp_path: Path) -> None:

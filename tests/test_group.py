@@ -134,6 +134,20 @@ def test_a_rank_can_go_elsewhere_and_stays_there(ray: FakeRay) -> None:
     assert (group.generations, group.version) == ([2, 0], 2)
 
 
+def test_who_sees_that_a_rank_is_replaced_sees_where_it_goes(ray: FakeRay) -> None:
+    """A thread that looks at generations and nodes keeps what it has seen with the first look."""
+    group, seen = started(), list[str]()
+
+    class Generations(list[int]):
+        def __setitem__(self, rank: Any, generation: Any) -> None:
+            super().__setitem__(rank, generation)
+            seen.append(group.nodes[rank])
+
+    group.generations = Generations(group.generations)
+    group.replace(0, slot(5, node="10.0.0.2"))
+    assert seen == ["10.0.0.2"]
+
+
 def test_a_reference_tells_of_which_process_it_is(ray: FakeRay) -> None:
     """Also of one that is gone: its answer is of another generation."""
     group = started()

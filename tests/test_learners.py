@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from actors.group import GroupError
-from actors.group_errors import RankLost
+from actors.group_errors import DataLost, RankLost
 from algorithms.rl.recovery import Learned, LearnedSteps
 from launch.run import learners as learners_module
 from launch.run.keepers import NotKept
@@ -123,10 +123,37 @@ class _Roster(dict[str, FakeGroup]):
 def test_frozen_groups_come_back_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = Made(tmp_path, monkeypatch)
     made.groups["reward_0"].dead = {1}
-    assert made.learners.mend(GroupError("a score"), made.redo)
+    assert made.learners.mend(RankLost("reward_0[1].scores: the process died", "reward_0", 1), made.redo)
     assert made.log == ["replace reward_0[0]", "replace reward_0[1]", "build reward_0"]
     [*_, over] = read_events(tmp_path / "events.jsonl")
     assert (over["who"], over["did"], over["redone_steps"]) == ("reward_0[1]", "rebuilt", 0)
+
+
+BUILT = ["build policy", "build critic", "build reference", "prepare", "again from 0 with 0.5"]
+
+
+@pytest.mark.parametrize(
+    "error", [DataLost("policy[0].update: an argument is gone"), RankLost("x", "rollout", 0), LOST]
+)
+def test_what_learns_goes_back_with_a_frozen_group_whose_loss_something_else_tells_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: GroupError
+) -> None:
+    """It may have learned a part of the step, as the critic does while the policy waits for what the reference read."""
+    made = Made(tmp_path, monkeypatch)
+    made.groups["reference"].dead = {0}
+    assert made.learners.mend(error, made.redo)
+    assert made.log[-5:] == BUILT and len(made.log) == 6 + 5
+
+
+def test_what_learns_is_not_forgotten_where_a_frozen_group_is_lost_while_it_is_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its ranks are new by then, and alive, and have no model."""
+    made = Made(tmp_path, monkeypatch)
+    made.groups["policy"].dead = made.groups["reference"].dead = {0}
+    made.groups["reference"].fails = [RankLost("reference[1].build: the process died", "reference", 1)]
+    assert made.learners.mend(LOST, made.redo)
+    assert made.log[-5:] == BUILT
 
 
 def test_groups_that_learn_go_back_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,7 +195,8 @@ def test_a_checkpoint_that_is_whole_later_is_gone_back_to_with_what_was_in_it(
 
     made.checkpointer.finish = finish
     made.groups["reference"].dead = {0}
-    assert made.learners.mend(LOST, made.redo) and not waited, "who is frozen has no part in it"
+    lost = RankLost("reference[0].logprobs: the process died", "reference", 0)
+    assert made.learners.mend(lost, made.redo) and not waited, "who is frozen has no part in it"
     made.groups["policy"].dead = {0}
     assert made.learners.mend(LOST, made.redo)
     assert made.log[-3:] == ["load policy step-2", "load critic step-2", "again from 2 with 0.2"] and len(waited) == 1

@@ -116,7 +116,7 @@ def test_a_wait_for_an_engine_has_an_end() -> None:
     seen = members.changes
     back = threading.Timer(0.2, lambda: (members.restarting(0), members.ready(0)))
     back.start()
-    assert members.wait_for_one(60) == [0]
+    assert members.wait_for_one(60) == ([0], [1])
     members.wait(60, seen)
     members.lose(0, DIED, 1)
     threading.Timer(0.2, members.give_up, [GroupError("three times in a row")]).start()

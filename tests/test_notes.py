@@ -5,12 +5,16 @@ from typing import Any
 import pytest
 
 from actors.group import GroupError
-from actors.rollout.types import BegunInfo
+from actors.rollout.host import NoWeights
+from actors.rollout.types import BegunInfo, Request
+from algorithms.rollouts import engines as engines_module
 from algorithms.rollouts import notes as notes_module
+from algorithms.rollouts.engines import RayEngines, Refused
 from algorithms.rollouts.groups import BegunGroup
+from algorithms.rollouts.membership import Membership
 from algorithms.rollouts.notes import Notes
 from tests.fake_engines import After, FakeEngines
-from tests.test_rollouts import OK, Driver, rows
+from tests.test_rollouts import OK, PAIR, Driver, rows
 
 
 class FakeGroup:
@@ -144,3 +148,31 @@ def test_groups_go_on_elsewhere_from_what_is_noted() -> None:
     engines.submit = noting  # type: ignore[method-assign]
     assert rows(driver.take(2)) == [0, 1]
     assert given == {2: samples}
+
+
+def test_what_an_engine_has_refused_leaves_no_note_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It runs elsewhere, by another number."""
+    monkeypatch.setattr(engines_module, "_done", lambda calls, *_: {"submit"} & {*calls})
+    monkeypatch.setattr(engines_module.ray, "wait", lambda calls, **_: (calls, []))
+
+    class Refuses:
+        def __len__(self) -> int:
+            return 1
+
+        def submit(self, engine: int, method: Any, *_: Any, num_returns: int = 1) -> Any:
+            return method.__name__ if num_returns == 1 else [method.__name__, *[""] * (num_returns - 1)]
+
+        def answer(self, *_: Any) -> None:
+            raise GroupError("rollout[0].submit: NoWeights") from cause
+
+    cause: Any = RuntimeError()
+    cause.cause = NoWeights()
+    members, refuses = Membership(1), Refuses()
+    members.on_lost = lambda engine, error: None
+    group: Any = refuses
+    engines = RayEngines(group, members, note_every_s=2.0)
+    requests = [Request(id=number, token_ids=[5], sampling=PAIR) for number in (7, 8)]
+    engines.submit(0, requests, None)
+    assert {*engines.notes._given} == {7, 8}
+    assert Refused(0, [7, 8]) in engines.wait((), 0.0)
+    assert not engines.notes._given and engines.lacking_weights() == 1

@@ -1,9 +1,14 @@
 """PPO whose reference, policy and critic read finished groups while others are generated, on the real stack."""
 
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from launch.tracking.events import NOTICED, RECOVERED
+from tests.test_learners_run import lines, now
 
 REWARD = """
 def few(completion: str) -> float:
@@ -47,3 +52,24 @@ def test_losses_are_those_of_reads_after_the_rollout(tandem: Any, tmp_path: Path
             assert early[step][name] == pytest.approx(expected[name], rel=1e-6, abs=1e-6), (step, name)
         assert abs(expected["loss/critic"]) > 1e-3 and expected["reward/std"] > 0
     assert early[STEPS]["policy/kl"] != 0
+
+
+def test_ranks_that_are_lost_while_others_are_generated_come_back_in_the_same_attempt(
+    tandem: Any, tmp_path: Path
+) -> None:
+    """The thread of the rollouts meets it, as it has groups read; one is frozen, the other one learns."""
+    (tmp_path / "reward.py").write_text(REWARD)
+    settings = _settings(True)
+    settings["algorithm"]["steps"] = 20
+    settings["run"] = {"max_restarts": 9}
+    job = tandem(settings, directory=tmp_path)
+    for number, who in enumerate(("reference[0]", "policy[0]")):
+        done = len(job.metrics())
+        job.wait_until(lambda done=done: len(job.metrics()) > done, "step", 90)
+        job.wait_until(lambda who=who: now(job)["phase"] == "rollout" and who in now(job)["processes"], who)
+        os.kill(now(job)["processes"][who], signal.SIGKILL)
+        job.wait_until(lambda number=number: len(lines(job, RECOVERED)) > number, f"return of {who}", 90)
+    assert job.wait() == 0, job.text
+    assert [(line["who"], line["attempt"]) for line in lines(job, NOTICED)] == [("reference[0]", 1), ("policy[0]", 1)]
+    assert [line["did"] for line in lines(job, RECOVERED)] == ["rebuilt"] * 2
+    assert sorted(job.steps()) == list(range(1, 21))

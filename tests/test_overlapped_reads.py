@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from concurrent import futures
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -433,6 +434,59 @@ def test_a_rank_that_fails_ends_the_wait_for_groups() -> None:
     with pytest.raises(GroupError, match=r"^reference\[[01]\]\.reference_logprobs: out of memory$"):
         stage.loop.sample(PROMPTS)
     assert stage.clock.now < LONGEST_S
+    stage.rollouts.close()
+
+
+def _mended(stage: Stage, lost: str, met: list[str]) -> None:
+    """Let the first loss be mended: `lost` has new ranks, which have kept nothing."""
+
+    def mend(error: GroupError, learn_again: object) -> bool:
+        met.append(str(error))
+        stage.ranks[lost] = TimedRanks(stage.clock, 2, lost)
+        return len(met) == 1
+
+    stage.loop = replace(stage.loop, mender=SimpleNamespace(mend=mend))
+
+
+@pytest.mark.parametrize(("name", "lost"), [("grpo", "reference"), ("grpo", "policy"), ("ppo", "critic")])
+def test_ranks_that_are_lost_while_they_read_beside_rollouts_are_mended_in_their_step(name: str, lost: str) -> None:
+    """Once; and its numbers are those of a run that has lost nothing."""
+    found, plain = Stage(JOBS[name], ALL, ranks=2), Stage(JOBS[name], frozenset(), ranks=2)
+    met: list[str] = []
+    _mended(found, lost, met)
+    found.ranks[lost].fails = "it died"
+    for _ in range(2):
+        (groups, metrics), (expected, wanted) = found.step(), plain.step()
+        assert [each.prompt.index for each in groups] == [each.prompt.index for each in expected]
+        assert _untimed(metrics) == pytest.approx(_untimed(wanted), rel=1e-6, abs=1e-6)
+        assert len(met) == 1 and met[0].endswith(": it died")
+    found.rollouts.close()
+    plain.rollouts.close()
+
+
+def test_what_lost_ranks_have_kept_for_later_steps_is_read_again() -> None:
+    """Also where nothing is learned again, as only they were lost."""
+    config = GRPOConfig(name="grpo", max_staleness=2, **CORRECTED, **SIZES)
+    stage = Stage(config, frozenset(["reference_logprobs"]), ranks=2, engines=3)
+    met: list[str] = []
+    _mended(stage, "reference", met)
+
+    def lose() -> None:
+        if not met:
+            raise GroupError("reference[0].reference_logprobs: it died")
+
+    for version in range(4):
+        groups = stage.loop.sample(PROMPTS)
+        if version == 2:
+            assert stage.reads._readers["reference_logprobs"].kept, "what would be handed out"
+            stage.loop.survive(lose)
+        metrics = stage.learn(groups)
+        assert np.isfinite(list(metrics.values())).all()
+        stage.engines.go_on(0.5)
+        stage.engines.use(version + 1)
+        stage.loop.version = version + 1
+        stage.rollouts.published(version + 1)
+    assert len(met) == 1
     stage.rollouts.close()
 
 

@@ -149,7 +149,7 @@ def config(tmp_path: Path) -> RunConfig:
 
 def _learn(config: RunConfig, policy: Policy, monkeypatch: pytest.MonkeyPatch, train: Any) -> None:
     """Let a run of this policy learn; `train` is its training."""
-    loop = SimpleNamespace(train=train, step=1, checkpoint=SimpleNamespace(finish=lambda *_: None))
+    loop = SimpleNamespace(train=train, step=1, checkpoint=SimpleNamespace(finish=lambda *_: None, close=lambda *_: True))
     kind = SimpleNamespace(build=lambda *_: loop, finish_export=lambda _: None, chat_settings=lambda: None)
     roster = Roster("")
     roster._started["policy"] = policy

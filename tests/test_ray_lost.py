@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import ray
+from ray.exceptions import RaySystemError
 
 from actors.group import GroupError
 from launch.run import ray_lost
@@ -83,6 +84,20 @@ def test_a_dead_node_is_told_of_where_the_run_lived_on_it(
         assert caught.value.who == ["10.0.0.2" if "b" in nodes else "10.0.0.3"]
     with pytest.raises(ValueError, match=r"^y$"), told_of_ray(nodes):
         raise ValueError("y")
+
+
+def test_a_node_that_the_run_has_survived_is_no_cause_of_what_fails_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a group, which has left it; what Ray misses may have been there."""
+    monkeypatch.setattr(ray_lost, "_dead_processes", lambda: ("", []))
+    monkeypatch.setattr(ray, "nodes", lambda: NODES)
+    survived = set[str]()
+    with pytest.raises(GroupError, match="NaN"), told_of_ray({"a", "b"}, survived):
+        survived.add("b")
+        raise GroupError("policy[0].update: NaN")
+    with pytest.raises(RayLost, match=r"^node 10\.0\.0\.3 "), told_of_ray({"a", "b", "c"}, survived):
+        raise GroupError("policy[0].update: NaN")
+    with pytest.raises(RayLost, match=r"^node 10\.0\.0\.2 "), told_of_ray({"a", "b"}, survived):
+        raise RaySystemError("x")
 
 
 def test_a_head_that_does_not_answer_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:

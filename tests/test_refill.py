@@ -162,6 +162,41 @@ def test_models_score_what_came_while_they_scored_what_was_before(monkeypatch: p
     assert len(whole[0].scores) == SAMPLES
 
 
+def test_what_lost_ranks_were_to_score_is_scored_by_those_in_their_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether they are lost before they get it or after; each group once, with what has come meanwhile."""
+    monkeypatch.setattr(reward_models, "ray", SimpleNamespace(wait=lambda refs, **_: (refs, [])))
+    lost = GroupError("model[0].scores: the process died")
+    roster: dict[str, Any] = {}
+
+    def dies(*_: Any, **__: Any) -> Any:
+        raise lost
+
+    def new_ranks(dying: str = "") -> None:
+        roster["model"] = FakeRanks(1, _formula(1))
+        if dying:
+            setattr(roster["model"], dying, dies)
+
+    model = RewardModelGroup(label="model", weight=1.0, group="model", micro_batch_tokens=4096)
+    scorers = Scorers(models=[model], roster=roster, split=split_fake)
+    beside = BesideRollouts(scorers)
+    beside.submit(0, GROUPS[0])
+    new_ranks("submit")
+    with pytest.raises(GroupError, match="the process died"):
+        beside.send()
+    beside.submit(1, GROUPS[1])
+    new_ranks("gather")
+    beside.send()
+    beside.submit(2, GROUPS[2])
+    with pytest.raises(GroupError, match="the process died"):
+        beside.ready()
+    new_ranks()
+    beside.send()
+    found = beside.ready()
+    assert [number for number, _ in found] == [0, 1, 2] and beside.refs() == []
+    expected = [[score.reward for score in group.scores] for group in scorers.score(GROUPS[:3])]
+    assert [[score.reward for score in group.scores] for _, group in found] == expected
+
+
 def test_ranks_that_are_done_are_not_waited_for_while_others_work(monkeypatch: pytest.MonkeyPatch) -> None:
     """A wait for any of them would be over at once, again and again, until the last one is done."""
 

@@ -1,6 +1,7 @@
 """Steps of PPO and GRPO around groups that are not there: what goes to the engines, and when."""
 
 import math
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ import pytest
 from ray.exceptions import GetTimeoutError, ObjectLostError
 
 from actors.episodes import Prompt
+from actors.group import GroupError
 from actors.rollout.types import RolloutInfo, Sampling
 from algorithms.batches import Batches
 from algorithms.config_rl import GRPOConfig, PPOConfig
@@ -21,6 +23,7 @@ from algorithms.rewards.scores import Score
 from algorithms.rl.evaluation import response_rows
 from algorithms.rl.grpo import GRPO
 from algorithms.rl.metrics import sample_rows
+from algorithms.rl.overlapped_gradients import OverlappedGradients
 from algorithms.rl.overlapped_reads import OverlappedReads
 from algorithms.rl.ppo import PPO
 from algorithms.rollouts.discards import Discards
@@ -153,6 +156,29 @@ def test_engines_are_asked_beside_the_checkpoint_and_their_account_is_reported()
     for metrics in made.reported:
         assert metrics["bubble/engines_unheard"] == 2
         assert metrics["bubble/trainer_wait_seconds"] == metrics["time/rollout"] + metrics["time/score"] > 0
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_a_step_with_early_gradients_is_not_begun_anew(early: bool) -> None:
+    """Ranks that live have added some of its groups to their sums already, and would add them once more."""
+    made, asked, tries = Loop(), list[GroupError](), list[int]()
+    made.arguments["rollouts"].mending = nullcontext
+    made.arguments["gradients"] = OverlappedGradients() if early else None
+    made.arguments["mender"] = SimpleNamespace(mend=lambda error, _: asked.append(error) or True)
+
+    def learn() -> int:
+        tries.append(1)
+        if len(tries) == 1:
+            raise GroupError("reference[0].logprobs: the process died")
+        return 7
+
+    loop = made.grpo()
+    if early:
+        with pytest.raises(GroupError, match="the process died"):
+            loop.survive(learn)
+    else:
+        assert loop.survive(learn) == 7
+    assert (len(asked), len(tries)) == ((0, 1) if early else (1, 2))
 
 
 def test_nothing_is_published_while_only_the_critic_learns() -> None:

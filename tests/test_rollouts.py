@@ -354,13 +354,38 @@ def test_what_an_engine_without_weights_refuses_goes_to_others_and_counts_for_no
     assert engines.starts[2:] == [(1, [4, 5], None)]
 
 
-def test_groups_do_not_wait_for_ever() -> None:
+@pytest.mark.parametrize("lacking", [0, 1])
+def test_groups_do_not_wait_for_ever(lacking: int) -> None:
+    """Nor for one that is back and cannot get weights."""
     script = [After(1, {0: "the process died"}), After(59), After(2)]
     line = (
         r"^rollout: no engine was back within 60 s \(rollout.restart_timeout_s\), after rollout\[0\].poll: the process"
     )
+    engines = FakeEngines(*script, engines=1)
+    engines.lacking = lacking
+    engines.awaited = lambda: driver.rollouts._wanted is not None
+    driver = Driver(engines, attempts=9, restart_s=60.0)
     with pytest.raises(GroupError, match=line):
-        Driver(FakeEngines(*script, engines=1), attempts=9, restart_s=60.0).take(1)
+        driver.take(1)
+
+
+def test_engines_that_lack_weights_are_not_missed_beside_training() -> None:
+    """By an update that takes longer than they may be away: they get some as soon as the loop waits. Then it is for
+    their deadline."""
+    engines = FakeEngines(engines=1)
+    driver = Driver(engines, attempts=9, restart_s=60.0, max_staleness=1, groups_per_step=1)
+    flow = driver.rollouts._flow
+    flow.start([driver.rollouts.training])
+    flow.take_in(engines._happen(After(1, {0: "the process died"})))
+    engines.lacking = 1
+    for _ in range(2):
+        engines.now += 61
+        flow.take_in([])
+    flow.is_awaited = True
+    flow.take_in([])
+    engines.now += 61
+    with pytest.raises(GroupError, match=r"^rollout: no engine was back within 60 s"):
+        flow.take_in([])
 
 
 def test_without_a_pool_nothing_is_said_of_a_group_yet() -> None:

@@ -1,5 +1,7 @@
 """Where a run meets its storage: at a checkpoint, at a resume, and in the end."""
 
+import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -7,8 +9,11 @@ import pytest
 
 from actors.config import UserError
 from launch.config import CheckpointConfig
+from launch.run import signals
 from launch.run.checkpointer import RunCheckpointer
+from launch.run.ending import Ending
 from launch.run.faults import Faults
+from launch.run.manifest import step_of
 from launch.run.run import _end, _prepare
 from launch.run.saves import Saves, resume
 from launch.tracking.events import read_events
@@ -26,6 +31,9 @@ class Recorder:
 
     def put(self, step: int, directory: Path, *, best: bool = False) -> None:
         self.asked.append((step, directory, best))
+
+    def put_earlier(self, directories: Iterable[Path], best: Path | None) -> None:
+        self.asked += [(step_of(directory), directory, directory == best) for directory in directories]
 
     def spared(self) -> set[Path]:
         return {directory for _, directory, _ in self.asked}
@@ -71,8 +79,22 @@ def test_a_checkpoint_that_is_whole_is_put_and_spared_while_it_is_needed(
     resume(config, Saves({}), StandInForALoop(), again)
     assert again.uploads.asked == [(2, kept / "step-2", False)]
     reporter.uploads.ends_by = UserError("run.storage: must take checkpoints again")
+    saver.save(3, last=False)
+    saver.keep()
     with pytest.raises(UserError, match="must take checkpoints again"):
-        saver.save(3, last=False)
+        saver.end_if_asked()
+    assert (kept / "latest").read_text() == "step-3", "the run ends with what it has"
+    saver.save(4, last=True)
+    saver.keep()
+    saver.end_if_asked()
+    assert reporter.uploads.asked[-1] == (4, kept / "step-4", False), "its end waits for that, and tells"
+    saver.save(5, last=False)
+    monkeypatch.setattr("launch.run.checkpointer.reason_to_end", lambda _: Ending("stopped", 130))
+    saver.save(6, last=False)
+    saver.keep()
+    assert (kept / "latest").read_text() == "step-6"
+    with pytest.raises(Ending):
+        saver.end_if_asked()
 
 
 class Ended:
@@ -126,6 +148,20 @@ def test_who_interrupts_a_run_does_not_wait_for_storage(by: BaseException, tmp_p
     assert waited == isinstance(by, RuntimeError)
     assert "not in memory://" in ended.display.told[-1] and "first: export (cannot write" in ended.display.told[-1]
     assert "uploaded" not in ended.events() and len(ended.events()) == 2
+
+
+@pytest.mark.parametrize("by", [Ending("stopped", 130), None])
+def test_who_stops_a_run_is_not_kept_waiting_until_it_is_killed(
+    by: BaseException | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where SIGTERM has come in the last step: step and checkpoint have taken 289.8 of its 300 s, 10 are left for
+    the end."""
+    ended = Ended(tmp_path)
+    monkeypatch.setattr(signals, "_asked", True)
+    monkeypatch.setattr(signals, "_asked_at", time.monotonic() - 289.8)
+    began = time.monotonic()
+    assert not ended.end(by)
+    assert time.monotonic() - began < 60 and "not in memory://" in ended.display.told[-1]
 
 
 def test_the_next_attempt_has_what_is_missing(tmp_path: Path) -> None:

@@ -258,7 +258,7 @@ def test_what_is_kept_there_is_what_is_kept_here(tmp_path: Path) -> None:
 
 
 def test_newer_ones_go_when_the_run_has_gone_back(tmp_path: Path) -> None:
-    """They are of a future that did not come; so does what an attempt that was killed has left."""
+    """They are of a future that did not come, and else stay; what an attempt that was killed has left goes."""
     config, storage = job(tmp_path, keep=9), memory()
     checkpoints = stored(storage)
     directories = {step: save(config, step) for step in range(1, 5)}
@@ -266,8 +266,11 @@ def test_newer_ones_go_when_the_run_has_gone_back(tmp_path: Path) -> None:
         checkpoints.put(Attempt(step, directories[step]), best=False, rules=config.checkpoint)
     storage.put_text("half", "first/checkpoints/step-1/killed/policy/a.bin")
     checkpoints.put(Attempt(2, directories[2]), best=False, rules=config.checkpoint)
-    assert checkpoints.candidates() == [2, 1]
-    assert not [name for name in storage.sizes("first") if "killed" in name or "step-3" in name or "step-4" in name]
+    assert checkpoints.candidates() == [2, 1] and checkpoints.steps() == [1, 2, 3, 4]
+    assert not [name for name in storage.sizes("first") if "killed" in name]
+    checkpoints.put(Attempt(2, directories[2]), best=False, rules=config.checkpoint, newer_go=True)
+    assert not [name for name in storage.sizes("first") if "step-3" in name or "step-4" in name]
+    assert checkpoints.steps() == [1, 2]
 
 
 def test_half_a_pointer_names_nothing(tmp_path: Path) -> None:

@@ -27,7 +27,8 @@ class Beside:
     """Uploads of a run, whose failures are tried again at once; `seconds` is what their clock says."""
 
     def __init__(self, directory: Path, storage: Faulty, rules: CheckpointConfig) -> None:
-        self.directory, self.storage, self.seconds = directory, storage, 0.0
+        self.directory, self.seconds = directory, 0.0
+        self.storage: Any = storage
         directory.mkdir(parents=True, exist_ok=True)
         self.warnings: list[str] = []
         self.stored = stored(storage)
@@ -116,7 +117,8 @@ def test_what_waits_gives_way_to_what_is_newer(beside: Callable[..., Beside], tm
     storage.go.set()
     assert run.uploads.finish(20, lambda _: None)
     put = [name.split("/")[2] for name in storage.writes if name.endswith("/b.json")]
-    assert put == ["step-1", "step-3", "step-4", "step-7"], "in order"
+    assert put == ["step-1", "step-7", "step-3", "step-4"], "the newest first, as soon as one is there"
+    assert run.stored.candidates() == [7, 4, 3] and run.stored.pointer("best") == 3
     assert run.stored.steps() == [3, 4, 7] and not run.uploads.spared()
 
 
@@ -327,7 +329,10 @@ def test_another_run_of_the_name_is_refused(run: tuple[RunConfig, Faulty, Path],
     anew = job(tmp_path / "other", storage="file:///elsewhere", resume=False)
     with pytest.raises(UserError) as caught:
         Start(anew, storage)
-    assert str(caught.value).startswith(f"checkpoint.resume: {storage.url}/first holds checkpoints of another dir")
+    line = (
+        f"checkpoint.resume: {storage.url}/first holds another directory's run (steps 1, 2, 3, 4): remove it yourself, "
+    )
+    assert str(caught.value).startswith(line)
     assert storage.sizes("first") == before and Checkpoints(other).latest() is not None
     assert Start(config, storage).step == 4
 

@@ -5,6 +5,7 @@ import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -102,9 +103,11 @@ class Posts:
         self.fall: list[str] = []
         self.return_: list[str] = []
         self.said: list[str] = []
+        self.addresses: set[str] = set()
 
     def look(self, now: float, addresses: Sequence[str], signs: Sequence[DistantSigns]) -> None:
         """Tell of these."""
+        self.addresses = set(addresses)
         for each in signs:
             each.take_in(self.sights.get(each.node, QUIET), now)
 
@@ -193,3 +196,13 @@ def test_a_node_that_is_back_is_no_fault_and_may_be_lost_again(tmp_path: Path) -
         ("recovered", 1),
     ]
     assert len(told) == 1, "its process was lost once"
+
+
+def test_a_node_with_reward_processes_alone_has_a_warden(tmp_path: Path) -> None:
+    posts: Any = Posts()
+    roster: Any = {"policy": SimpleNamespace(nodes=["10.0.0.2"])}
+    nodes = ["10.0.0.3", "10.0.0.2"]
+    options: Any = {"on_lost": pytest.fail, "warn": pytest.fail, "wardens": posts, "pool_nodes": lambda: nodes}
+    watch = ProcessWatch(roster, Events(tmp_path), **options)
+    watch._ask_wardens(100.0)
+    assert posts.addresses == {"10.0.0.2", "10.0.0.3"}

@@ -100,3 +100,14 @@ def test_a_warden_looks_ends_is_replaced_and_is_silent(run: Run, start: Start, m
     os.kill(second.pid, signal.SIGCONT)
     run.look_until(lambda: not run.lost, "its return", 112.0)
     assert (run.wardens.back(), run.wardens.back()) == ([run.address], [])
+    run.wardens.look(113.0, [run.address], [])
+
+    # Its node lives on where it dies while that is held for lost: the next one answers for it.
+    os.kill(second.pid, signal.SIGSTOP)
+    for now in (200.0, 204.0, 208.0):
+        run.wardens.look(now, [run.address], [])
+        run.wardens.fallen({}, now)
+    assert run.lost == {run.node}
+    os.kill(second.pid, signal.SIGKILL)
+    run.look_until(lambda: not run.lost, "an answer of the next one", 210.0)
+    assert run.wardens.back() == [run.address]

@@ -1,5 +1,6 @@
 """Weights reach who is there: a transfer that loses a member is made again without it, and who comes late gets them."""
 
+import threading
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -203,3 +204,34 @@ def test_without_any_engine_a_transfer_waits_for_one(store: FakeStore, monkeypat
     made.back(1)
     made.weights.publish(0)
     assert [each[:2] for each in store.sent] == [(0, [1])] and made.members.serving() == [1]
+
+
+def test_one_that_joins_first_where_none_is_left_gets_the_version(
+    store: FakeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its number is none that was there when the wait began."""
+    made = Made(monkeypatch, store)
+    made.weights._restart_s = 60.0
+    for engine in range(3):
+        made.members.lose(engine, GroupError("it died"), 0)
+    threading.Timer(0.1, lambda: made.members.ready(made.members.join())).start()
+    made.weights.publish(7)
+    assert [each[:2] for each in store.sent] == [(7, [3])] and made.members.serving() == [3]
+
+
+def test_one_that_was_lost_and_is_back_while_it_is_waited_for_does_not_get_it_in_vain(
+    store: FakeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Made(monkeypatch, store)
+    made.weights._restart_s = 60.0
+    for engine in range(3):
+        made.members.lose(engine, GroupError("it died"), 0)
+
+    def back_at_last() -> None:
+        made.members.restarting(1)
+        made.members.lose(1, GroupError("once more"), 1)
+        made.back(1)
+
+    threading.Timer(0.1, back_at_last).start()
+    made.weights.publish(7)
+    assert [each[:2] for each in store.sent] == [(7, [1])] and made.members.serving() == [1]

@@ -12,8 +12,9 @@ from pathlib import Path
 from actors.config_base import UserError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_FAILING = (*_FULL, errno.EACCES, errno.EROFS, errno.EIO, errno.ESTALE)
-"""What storage says that is full, or away for a while: permission is lost as well when a ticket has run out."""
+_FAILING = (*_FULL, errno.EACCES, errno.EROFS, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN)
+"""What storage says that is full, or away for a while: permission is lost as well when a ticket has run out; a soft
+mount of NFS times out, and a FUSE file system whose process has died is not connected."""
 _RULE = "run.output: must be on a disk with room: "
 _SAID = tuple(os.strerror(number) for number in _FULL)
 """What libraries that are not Python's own have of the reason."""
@@ -38,7 +39,7 @@ def storage_failure(error: BaseException) -> str | None:
         if isinstance(met, DiskFull):
             return met.problems[0].removeprefix(_RULE)
         if isinstance(met, OSError) and met.errno in _FAILING:
-            return os.strerror(met.errno or 0) + (f": {met.filename}" if met.filename else "")
+            return (met.strerror or os.strerror(met.errno or 0)) + (f": {met.filename}" if met.filename else "")
     return None
 
 

@@ -161,7 +161,7 @@ def split_by(
 
     def split(asked: list[tuple[Episodes, list[list[int]]]]) -> list[list[Episodes]]:
         while True:
-            losses, there = list(members.losses), members.there() or members.wait_for_one(restart_s)
+            there, losses = members.wait_for_one(restart_s)
             try:
                 return _split(engines, method, there, asked)
             except RankLost as error:

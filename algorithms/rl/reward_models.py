@@ -10,7 +10,7 @@ import ray
 from ray import ObjectRef
 
 from actors.episodes import Place
-from actors.group import ActorGroup
+from actors.group import ActorGroup, GroupError
 from actors.train.frozen import ScoringWorker
 from algorithms.division.deals import Split, hand_episodes
 from algorithms.division.work import divide, samples_of
@@ -118,7 +118,7 @@ class Scoring:
 
 class BesideRollouts:
     """Reward models that score groups while others are generated: always those that have come while they scored the
-    ones before. See `algorithms.rollouts.flow.ModelPool`."""
+    ones before. See `algorithms.rollouts.model_pool.ModelPool`."""
 
     def __init__(self, scorers: Scorers) -> None:
         self._scorers = scorers
@@ -133,8 +133,8 @@ class BesideRollouts:
         """Give the models what waits, if they have nothing; waits where engines split groups for ranks."""
         if self._out is None and self._waiting:
             numbers, groups = [number for number, _ in self._waiting], [group for _, group in self._waiting]
-            self._waiting = []
             self._out = numbers, self._scorers.begin(groups)
+            self._waiting = []
 
     def refs(self) -> list[ObjectRef[dict[Place, float]]]:
         """What is waited for: not ranks that are done before others, or nothing would be waited for as long as that."""
@@ -144,12 +144,17 @@ class BesideRollouts:
         return ray.wait(refs, num_returns=len(refs), timeout=0, fetch_local=False)[1] or refs
 
     def ready(self) -> list[tuple[int, ScoredGroup]]:
-        """Groups that all models have scored, by number. Raises as `Scorers.score` does."""
+        """Groups that all models have scored, by number. Raises as `Scorers.score` does; what it has raised for is
+        given to the models again, where anybody goes on."""
         if self._out is None or not self._out[1].done():
             return []
         numbers, scoring = self._out
         self._out = None
-        return list(zip(numbers, scoring.finish(), strict=True))
+        try:
+            return list(zip(numbers, scoring.finish(), strict=True))
+        except GroupError:
+            self._waiting = [*zip(numbers, scoring.groups, strict=True), *self._waiting]
+            raise
 
 
 def _added(score: Score, parts: dict[str, float], weights: dict[str, float]) -> Score:

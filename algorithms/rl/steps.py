@@ -111,6 +111,11 @@ class Steps:
     def __post_init__(self) -> None:
         self.kl = AdaptiveKL(self.config.kl_coef, self.config.kl_target, self.config.kl_horizon)
         self.best = Best(self.config.best_by)
+        if self.gradients:
+            # Ranks that live have the early part of a sum that others have lost: the step cannot begin anew.
+            self.mender = None
+        if self.mender:
+            self.rollouts.survive = self.survive
 
     @cached_property
     def bubbles(self) -> Bubbles:
@@ -167,16 +172,20 @@ class Steps:
             try:
                 return work(*arguments, **options)
             except GroupError as error:
-                if self.mender is None or not self.mender.mend(error, self.learn_again):
+                if self.mender is None:
                     raise
+                with self.rollouts.mending():
+                    self.reads.forget_all()  # of ranks that are to be new, also where nothing is learned again
+                    if not self.mender.mend(error, self.learn_again):
+                        raise
 
     def learn_again(self, since: int) -> int | None:
         """Let the groups, which are as they were after step `since`, learn what has come after it; returns how many
         steps that was, None where they cannot, as not all samples are there."""
         steps = self.learned.after(since)
-        if steps is None or self.gradients:  # what was added up beside rollouts is gone with its ranks
+        if steps is None:
             return None
-        self.reads.forget_all()
+        self.reads.forget_all()  # of a try before
         now, clock = (self.step, self.version, self.moved), Clock(self.reporter)
         for each in steps:
             self.step, self.version = each.step - 1, each.version

@@ -21,7 +21,9 @@ from algorithms.rollouts.notes import Notes
 T = TypeVar("T")
 U = TypeVar("U")
 
-NONE_BEGUN: "Mapping[int, ObjectRef[tuple[Begun, ...]]]" = {}
+BegunOf = Mapping[int, "ObjectRef[tuple[Begun, ...]]"]
+"""Request -> what its samples have."""
+NONE_BEGUN: BegunOf = {}
 _POLL_S = 5.0
 """How long a poll waits within the engine's process; one that has nothing to tell is asked again."""
 _SOON_S = 0.1
@@ -85,16 +87,10 @@ class Engines(Protocol):
         """Those that `wait` has told of, and those that there were at first."""
         ...
 
-    def submit(
-        self,
-        engine: int,
-        requests: list[Request],
-        seed: int | None,
-        begun: "Mapping[int, ObjectRef[tuple[Begun, ...]]]" = NONE_BEGUN,
-    ) -> None:
+    def submit(self, engine: int, requests: list[Request], seed: int | None, begun: BegunOf = NONE_BEGUN) -> None:
         """Give an engine requests; see `actors.rollout.types.Engine`.
 
-        `begun`: id of a request -> reference to what its samples have, of those that go on from there.
+        `begun`: of those that go on from there.
         """
 
     def abort(self, engine: int, requests: list[int], *, keep: bool = False) -> None:
@@ -131,6 +127,10 @@ class Engines(Protocol):
 
     def condemn(self, engine: int, error: GroupError) -> None:
         """An engine is held for lost, whatever it does; `wait` tells of it."""
+        ...
+
+    def lacking_weights(self) -> int:
+        """How many engines are back but for weights, which they get when the loop waits or publishes."""
         ...
 
     def stats(self, within_s: float) -> Callable[[], list[EngineStats | None]]:
@@ -174,13 +174,7 @@ class RayEngines:
     def __len__(self) -> int:
         return len(self._open)
 
-    def submit(
-        self,
-        engine: int,
-        requests: list[Request],
-        seed: int | None,
-        begun: "Mapping[int, ObjectRef[tuple[Begun, ...]]]" = NONE_BEGUN,
-    ) -> None:
+    def submit(self, engine: int, requests: list[Request], seed: int | None, begun: BegunOf = NONE_BEGUN) -> None:
         """See `Engines`."""
         if not self._takes(engine):
             self._missed.add(engine)  # `wait` says that they are lost
@@ -272,6 +266,7 @@ class RayEngines:
             if lacks_weights and self.members.come_back:
                 self.members.doubt([engine])  # a transfer has failed, of which its maker does not know yet
                 self._waiting[engine].difference_update(requests)
+                self.notes.ended(requests)
                 return [Refused(engine, requests)]
             self.members.lose(engine, error, self.group.origin(call)[1])
         return []
@@ -357,6 +352,10 @@ class RayEngines:
     def condemn(self, engine: int, error: GroupError) -> None:
         """See `Engines`."""
         self.members.lose(engine, error, self.members.generation(engine))
+
+    def lacking_weights(self) -> int:
+        """See `Engines`."""
+        return len(self.members.stale())
 
     def stats(self, within_s: float) -> Callable[[], list[EngineStats | None]]:
         """See `Engines`."""

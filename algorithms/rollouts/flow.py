@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from itertools import count
-from typing import Any, Protocol
+from threading import Lock
+from typing import Any
 
 from ray import ObjectRef
 
@@ -30,6 +31,7 @@ from algorithms.rollouts.lane import Drawn, Lane, Running
 from algorithms.rollouts.limits import Limits
 from algorithms.rollouts.losses import Losses, infos_of
 from algorithms.rollouts.membership import Parted
+from algorithms.rollouts.model_pool import ModelPool
 from algorithms.rollouts.ready_reads import NO_READS, ReadyReads
 
 ENOUGH = 2
@@ -38,25 +40,6 @@ counts whole until its last response ends, and with no more the slots of those t
 time, with 32 slots and groups of 16, twice as many make steps of 25 s of 41)."""
 _TELLS_S = 30.0
 """Longest wait for engines to say what they have so far."""
-
-
-class ModelPool(Protocol):
-    """Reward models that score groups while others are generated."""
-
-    def submit(self, number: int, group: ScoredGroup) -> None:
-        """Take a group, which has what functions and endpoints say of it."""
-
-    def send(self) -> None:
-        """Let the models begin with what was submitted, if they have nothing else; may wait for engines, which split
-        groups for ranks. Raises GroupError."""
-
-    def refs(self) -> Sequence[ObjectRef]:
-        """What is waited for; when all of it is done, `ready` gives it."""
-        ...
-
-    def ready(self) -> list[tuple[int, ScoredGroup]]:
-        """Groups with all scores, by the number that they were submitted with. Raises GroupError, RewardFailure."""
-        ...
 
 
 class Flow:
@@ -98,6 +81,12 @@ class Flow:
         self._heard = [0.0] * len(engines)
         """When an engine last ended something, or got something to do after nothing."""
         self.losses = Losses(limits, clock)
+        self.calls = Lock()
+        """Held while ranks are told to score and to read, and by whoever brings ranks back."""
+        self.is_awaited = False
+        """Whether the loop waits for groups."""
+        self.is_halfway = False
+        """Whether some of what has happened was passed on, and the rest was not: an error in between is the end."""
 
     @property
     def busy(self) -> bool:
@@ -168,19 +157,24 @@ class Flow:
         """What happens next; nothing, at once, where nothing is on its way."""
         if not self.busy:  # the prompts have ended
             return []
-        if self.models:
-            self.models.send()
-        self.reads.send()
+        if self.calls.acquire(blocking=False):  # else later
+            try:
+                for each in filter(None, (self.models, self.reads)):
+                    each.send()
+            finally:
+                self.calls.release()
         others = [ref for each in (self.pool, self.models, self.reads) if each for ref in each.refs()]
         return self.engines.wait(others, seconds)
 
     def take_in(self, events: Sequence[Event]) -> None:
         """Pass on what has happened. Raises GroupError and RewardFailure, as `Rollouts.take` says."""
+        self.is_halfway = True
         rollouts = self._collect([event for event in events if isinstance(event, Ended)])
         for event in events:
             self._hear(event, rollouts)
         for group, scores in self._answers():
             self._score(group, scores)
+        self.is_halfway = False
         for group, scored in self._judged():
             self._accept(group, scored)
         self._check_deadlines()
@@ -379,9 +373,16 @@ class Flow:
         if not group.unwanted:
             group.lane.accept(group.order, scored, group.attempt)
 
+    def put_off_deadlines(self, seconds: float) -> None:
+        """Nobody has listened to engines for so long."""
+        self._heard = [heard + seconds for heard in self._heard]
+        for group in self._running.values():
+            group.given += seconds
+
     def _check_deadlines(self) -> None:
         now, limits = self._clock(), self.limits
-        self.losses.check(left=self._loads.left)
+        # Beside training nobody gives weights to those that are back; they get them as soon as the loop waits.
+        self.losses.check(left=self._loads.left or (0 if self.is_awaited else self.engines.lacking_weights()))
         # Groups are in the order in which engines got them: the first one has waited longest, and what is late among
         # thousands is found without looking at all of them after every event.
         oldest = next(iter(self._running.values()), None)

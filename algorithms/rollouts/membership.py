@@ -235,9 +235,9 @@ class Membership:
         with self._changed:
             self._changed.wait_for(lambda: self.changes != seen, timeout=seconds)
 
-    def wait_for_one(self, seconds: float) -> list[int]:
-        """Engines whose process is ready, as soon as there are any. Raises GroupError: none came within so many
-        seconds, or none will."""
+    def wait_for_one(self, seconds: float) -> tuple[list[int], list[int]]:
+        """Engines that are there, as soon as there are any, and how often each engine of the run was lost until then.
+        Raises GroupError: none came within so many seconds, or none will."""
         until = time.monotonic() + seconds
         with self._changed:
             while not (there := self.there()):
@@ -247,7 +247,7 @@ class Membership:
                 if (left := until - time.monotonic()) <= 0:
                     raise GroupError(f"rollout: no engine was back within {seconds:g} s, after {last}")
                 self._changed.wait(left)
-        return there
+            return there, list(self.losses)
 
     def _tell(self) -> None:
         self.changes += 1

@@ -9,29 +9,35 @@ ahead, beside training; a group of which any token is more than n versions old i
 again, a few times. With `Sampling.max_step_tokens` long responses go on from version to version (`held.py`). With tail
 batching a step leaves its last groups to later ones. The driver sees lengths, statuses and rewards; tokens stay behind
 object references.
+
+An error ends the thread's round, and whoever takes groups raises it. Where it is the loss of ranks that the thread has
+called, and they are brought back, it goes on as if it had not called them: engines work on meanwhile.
 """
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from threading import Condition, Thread
 
 from actors.episodes import Prompt
 from actors.files.parts import Entry, SavedPart
-from actors.group import GroupError
+from actors.group import Countdown, GroupError
 from actors.rollout.types import Sampling
 from algorithms.rewards.pool import RewardPool
 from algorithms.rollouts.ahead import Ahead, read_ahead
 from algorithms.rollouts.discards import Discards
 from algorithms.rollouts.engines import Engines
 from algorithms.rollouts.failures import Failures
-from algorithms.rollouts.flow import Flow, ModelPool
+from algorithms.rollouts.flow import Flow
 from algorithms.rollouts.groups import ScoredGroup, ShapedGroup
 from algorithms.rollouts.held import let_go
 from algorithms.rollouts.lane import Drawn, Judge, Lane
 from algorithms.rollouts.limits import Limits
+from algorithms.rollouts.model_pool import ModelPool
 from algorithms.rollouts.ready_reads import NO_READS, ReadyReads
 from algorithms.rollouts.tail import Tail
 from algorithms.rollouts.wanted import Wanted
@@ -92,6 +98,7 @@ class Rollouts:
             clock: seconds.
         """
         self._flow = Flow(engines, pool, models, limits, clock, most_each, reads)
+        self._clock = clock
         self.limits = limits
         self.max_staleness = max_staleness
         self.training = Lane(
@@ -126,6 +133,9 @@ class Rollouts:
         self.welcome: Callable[[], None] | None = None
         """Gives engines that are back the weights of the others; called by the thread, while the loop waits: nobody
         else then calls the policy's ranks, and the policy is what was published."""
+        self.survive: Callable[[Callable[[], list[ScoredGroup]]], list[ScoredGroup]] = lambda wait: wait()
+        """Waits for groups, and once more where ranks were lost that the thread has called and that are back; see
+        `mending`."""
         self._groups_per_step = groups_per_step
 
     def take(
@@ -154,12 +164,7 @@ class Rollouts:
             lane.drop_older_than(version - self.max_staleness)
         # With n, too: samplers that only went on would draw anew in a resumed run what they have drawn before.
         self._ask(lane, groups, seed)
-        with self._changed:
-            self._wait_for(lane, groups, version, told)
-            taken = lane.take(groups)
-            if lane.tail:
-                self._postpone(lane)
-            return taken
+        return self.survive(partial(self._give, lane, groups, version, told))
 
     def evaluate(
         self, prompts: list[Prompt], sampling: Sampling, *, seed: int | None, told: Callable[[int], None] | None = None
@@ -173,9 +178,7 @@ class Rollouts:
             self._evaluation = lane
         try:
             self._ask(lane, len(prompts), seed)
-            with self._changed:
-                self._wait_for(lane, len(prompts), None, told)
-                return lane.take(len(prompts)), lane.failures
+            return self.survive(partial(self._give, lane, len(prompts), None, told)), lane.failures
         finally:
             self._evaluation = None
 
@@ -187,6 +190,17 @@ class Rollouts:
             if self.max_staleness and not self.training.waits:  # else none is too old
                 self._flow.give_up_older_than(version - self.max_staleness)
             self._changed.notify_all()
+
+    @contextmanager
+    def mending(self) -> Iterator[None]:
+        """While ranks are brought back, the thread calls none; after it, it goes on where it had ended by an error of
+        ranks, which it meets again if they are not back."""
+        with self._flow.calls:
+            yield
+        with self._changed:
+            if isinstance(self._error, GroupError) and not self._flow.is_halfway:
+                self._error = None
+                self._changed.notify_all()
 
     @property
     def engines(self) -> Engines:
@@ -260,12 +274,14 @@ class Rollouts:
             self._flow.score_again(lane, unscored)
 
     def close(self) -> None:
-        """End the thread; what is running is left to the engines."""
-        with self._changed:
-            self._closed = True
+        """End the thread, if it ends within 10 s; what is running is left to the engines."""
+        left, self._closed = Countdown(_CLOSE_S), True
+        # The thread keeps the lock while engines get weights, which may hang; where it waits, it has let go of it.
+        if self._changed.acquire(timeout=left.left_s):
             self._changed.notify_all()
+            self._changed.release()
         if self._thread:
-            self._thread.join(_CLOSE_S)
+            self._thread.join(left.left_s)
 
     def _ask(self, lane: Lane, groups: int, seed: int | None) -> None:
         with self._changed:
@@ -274,6 +290,17 @@ class Rollouts:
             if self._thread is None:
                 self._thread = Thread(target=self._run, name="rollouts", daemon=True)
                 self._thread.start()
+
+    def _give(
+        self, lane: Lane, groups: int, version: int | None, told: Callable[[int], None] | None
+    ) -> list[ScoredGroup]:
+        """The groups that were asked for, as soon as they are there; may be called again where it has raised."""
+        with self._changed:
+            self._wait_for(lane, groups, version, told)
+            taken = lane.take(groups)
+            if lane.tail:
+                self._postpone(lane)
+            return taken
 
     def _postpone(self, lane: Lane) -> None:
         """Leave all that a lane has on its way to later steps; with the lock."""
@@ -288,6 +315,7 @@ class Rollouts:
         # `known` -1: told once in any case.
         known, before, self._wanted = -1, lane.stale, Wanted(lane, groups, least, version)
         self._wanted.drop_older()
+        self._flow.is_awaited = True
         self._changed.notify_all()  # what was dropped is to be replaced
         try:
             while True:
@@ -308,7 +336,7 @@ class Rollouts:
                     return
                 self._changed.wait(_LOOK_S)
         finally:
-            self._wanted = None
+            self._wanted, self._flow.is_awaited = None, False
 
     def _lanes(self) -> list[Lane]:
         return [lane for lane in (self._evaluation, self.training) if lane]
@@ -323,9 +351,10 @@ class Rollouts:
                 self._round()
             except BaseException as error:  # Whoever waits for groups raises it.
                 with self._changed:
-                    self._error = error
+                    began, self._error = self._clock(), error
                     self._changed.notify_all()
-                return
+                    self._changed.wait_for(lambda: self._error is None or self._closed)
+                    self._flow.put_off_deadlines(self._clock() - began)
 
     def _has_work(self) -> bool:
         return self._closed or self._flow.busy or any(map(self._flow.may_start, self._lanes()))

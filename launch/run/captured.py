@@ -5,6 +5,7 @@
 The groups' parts stay in their ranks' memory, the driver's in its own.
 """
 
+import errno
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING
 from actors.files.own_files import StoredFile
 from actors.files.parts import Entry, captured_arrays, write_captured
 from actors.group import ActorGroup
-from actors.group_errors import RankLost
+from actors.group_errors import RankLate, RankLost
 from launch.run.checkpoint import Written
 from launch.run.saves import Saves, files_below, files_of_ranks
 
@@ -54,7 +55,7 @@ class Captured:
     def write(self, directory: Path) -> Written:
         """Let all parts write what they have copied, into the directory that it was captured for; on any thread.
 
-        Raises GroupError, OSError, UserError; no rank writes any more then, unless it misses its group's deadline.
+        Raises GroupError, OSError, UserError; no rank writes any more then, unless one is lost or misses the deadline.
         """
         files = self._write_groups(directory)
         write_captured(self.arrays)
@@ -81,6 +82,11 @@ class Captured:
                 # Storage that is slow is waited for as long as the one before is good enough.
                 files += files_of_ranks(name, group.gather(refs, "write", max(self.within_s, group.timeout_s)))
             return files
+        except RankLost:
+            raise  # at once: the others that write are ended, too, before anything is written anew
+        except RankLate as error:
+            # Not a process that stands still, for which others watch: storage is slow.
+            raise TimeoutError(errno.ETIMEDOUT, f"it takes too long ({error})", str(directory)) from error
         except Exception:
             for _, group, refs in begun:
                 group.wait(refs)

@@ -223,6 +223,12 @@ class Checkpoints:
             return None  # damaged: the next best one takes its place
         return self._directory / name if best.get("metric") == self._config.best_by else None
 
+    def lasting(self) -> list[Path]:
+        """Directories of those that are kept whatever comes: the best one, and those of `checkpoint.keep_every`."""
+        best, every = self.best(), self._config.checkpoint.keep_every
+        found = finished(self._directory)
+        return [path for path in found if path == best or (every and step_of(path) % every == 0)]
+
     def best_entry(self) -> Entry:
         """What the best checkpoint has kept of how good it is; empty where there is none."""
         try:
@@ -319,6 +325,12 @@ class Checkpoints:
             raise
         self._prune(final)
         return final
+
+    def place(self, step: int) -> None:
+        """Put what was written at this step in place, beside the others: no pointer moves, and nothing else goes."""
+        final = self._directory / f"step-{step}"
+        remove(final)
+        os.replace(self.partial(step), final)
 
     def point(self, step: int, pointer: str) -> None:
         """Let `latest` or `best` name the checkpoint of a step."""

@@ -5,6 +5,7 @@ tries again.
                           `--> a thread: files, hashes, manifest ... in place, `latest`
 """
 
+import errno
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING
 
+from actors.config import UserError
 from actors.files.full_disk import size_in_words, storage_failure
 from actors.group import first_line
 from launch.checks.output import require_there
@@ -20,12 +22,15 @@ from launch.run.captured import Captured
 from launch.run.checkpoint import Checkpoints
 from launch.run.ending import Ending, reason_to_end
 from launch.run.saves import Saves
-from launch.run.signals import finish_steps
+from launch.run.signals import finish_steps, left_to_stop_s
 from launch.run.writing import Writing
 from launch.tracking.events import Fault
 
 if TYPE_CHECKING:
     from launch.screen.reporter import RunReporter
+
+_LOOK_S = 0.5
+"""Between looks at whether the run is to stop, while a checkpoint is waited for."""
 
 
 class RunCheckpointer:
@@ -53,6 +58,10 @@ class RunCheckpointer:
         self._ending: Ending | None = None
         self._must = False
         """Whether a checkpoint that cannot be written ends the run."""
+        self._refused: UserError | None = None
+        """Why `run.storage` ends the run after this step."""
+        self._closing = False
+        """Whether the run ends, and nothing is tried again."""
         self._step = 0
         """That the loop has reached."""
         self._beside = config.checkpoint.beside
@@ -61,7 +70,7 @@ class RunCheckpointer:
         self._begun: tuple[int, bool] | None = None
         """What `save` has begun, until `keep`: its step, and whether it is the best so far."""
         self._directory: Path = config.directory
-        self._max_age_s = config.checkpoint.max_age_s
+        self._max_age_s, self._stop_wait_s = config.checkpoint.max_age_s, config.cluster.stop_wait_s
         self._whole_at = clock()
         """When there was a whole checkpoint last, or nothing to lose."""
         self._failures, self._next_try = 0, 0
@@ -87,20 +96,19 @@ class RunCheckpointer:
         """Copy what a checkpoint is made of, when it is time, and begin to write it.
 
         Raises:
-            UserError: storage is not shared, the directory gone, the run another's, or
-                `run.storage` has failed for too long.
+            UserError: storage is not shared, the directory gone, or the run another's.
             OSError, GroupError, UserError: storage has failed, and either the run ends with this step or no checkpoint
                 was whole for longer than `checkpoint.max_age_s`; or another checkpoint has failed otherwise.
         """
         self._ending = None if last else reason_to_end(self._nodes)  # after the last step it ends anyway
-        self._must = last or self._ending is not None
+        # After the last step, the end of the run waits for it, and tells.
+        self._refused = None if last else self._refused_by_storage()
+        self._must = last or self._ending is not None or self._refused is not None
         self._step = step
         self._raise_error()
         with self._storage(step, best):
             require_there(self._directory)
             self._checkpoints.require_ours()
-            if uploads := self._reporter.uploads:
-                uploads.check()
             if self._must or best or self._checkpoints.due(step, last) or self._again(step):
                 self._begin(step, best)
 
@@ -116,23 +124,34 @@ class RunCheckpointer:
                 return
             self._writing.let_count()
             if self._writing.waited_for:
-                self._writing.until_over()
+                self._wait(self._writing, self._writing.wait_in_place)
 
     def end_if_asked(self) -> None:
-        """Raise Ending when the run should make no further step."""
+        """Raise Ending when the run should make no further step, UserError when `run.storage` has failed for too long
+        or is another driver's."""
         if self._ending:
             raise self._ending
+        if self._refused:
+            raise self._refused
         finish_steps()
 
-    def finish(self, within_s: float | None = None) -> None:
-        """Wait until nothing is being written, for so many seconds (default: as long as it takes), whatever becomes of
-        it; where its step was not reported, it does not count."""
-        if self._writing:
-            self._writing.give_up()
-            self._writing.wait(within_s)
+    def finish(self, within_s: float | None = None) -> bool:
+        """Wait until nothing is being written, for so many seconds (default: as long as writing may take), whatever
+        becomes of it; where its step was not reported, it does not count. Returns whether nothing is."""
+        if self._writing is None:
+            return True
+        self._writing.give_up()
+        return self._writing.wait(self._left_s(self._writing) if within_s is None else within_s)
+
+    def close(self, within_s: float | None = None) -> bool:
+        """The run ends: `finish`; what cannot be written is not tried again."""
+        self._closing = True
+        return self.finish(within_s)
 
     def _begin(self, step: int, best: bool) -> None:
-        self.finish()  # one at a time: there is memory for one
+        if self._writing:  # one at a time: there is memory for one
+            self._writing.give_up()
+            self._wait(self._writing, self._writing.wait)
         self._raise_error()
         if not self._beside:
             self._checkpoints.write(step, self._saves.write)
@@ -148,8 +167,31 @@ class RunCheckpointer:
             failed=None if waited_for else lambda error: self._not_written(step, captured, error),
         )
         if waited_for:
-            self._writing.until_written()
+            self._wait(self._writing, self._writing.wait_written)
         self._begun = step, best
+
+    def _wait(self, writing: Writing, done: Callable[[float], bool]) -> None:
+        """Wait for what is being written; `done` waits for so many seconds. Raises OSError when that takes too long."""
+        while not done(min(_LOOK_S, self._left_s(writing))):
+            if self._left_s(writing) <= 0:
+                writing.give_up()
+                why = f"the checkpoint of step {writing.step} is not written after {_since(writing):.0f} s"
+                raise TimeoutError(errno.ETIMEDOUT, why, str(self._checkpoints.partial(writing.step)))
+
+    def _left_s(self, writing: Writing) -> float:
+        """Seconds for which it may still be waited for: as long as ranks may write, or as there is to stop the run."""
+        longest_s = max(self._max_age_s, *(group.timeout_s for group in self._saves.groups.values()), 0.0)
+        left_s = max(0.0, longest_s - _since(writing))
+        to_stop_s = left_to_stop_s(self._stop_wait_s)
+        return left_s if to_stop_s is None else min(left_s, to_stop_s)
+
+    def _refused_by_storage(self) -> UserError | None:
+        try:
+            if uploads := self._reporter.uploads:
+                uploads.check()
+        except UserError as error:
+            return error
+        return None
 
     def _write(self, step: int, captured: Captured) -> None:
         require_there(self._directory)
@@ -170,7 +212,11 @@ class RunCheckpointer:
     def _not_written(self, step: int, captured: Captured, error: BaseException) -> None:
         """On the thread: whatever was written of it is removed."""
         why = storage_failure(error)
-        if captured.is_lost(error):
+        if self._closing:
+            # Ranks that are ended write no more: that says nothing.
+            if why is not None:
+                self._reporter.warning(f"the checkpoint of step {step} was not written, {why}")
+        elif captured.is_lost(error):
             self._lost = True
             self._reporter.warning(
                 f"the checkpoint of step {step} was given up, as a rank was lost that had not written it "
@@ -237,3 +283,7 @@ class RunCheckpointer:
                 self._reporter.now.events.recovered(self._fault, "written")
                 self._fault = None
             self.kept = step, directory
+
+
+def _since(writing: Writing) -> float:
+    return time.monotonic() - writing.began

@@ -8,7 +8,9 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from actors.group import ActorGroup, GroupError, Slot, first_line
+from ray.exceptions import RayError
+
+from actors.group import ActorGroup, Countdown, GroupError, Slot, first_line
 from actors.group_errors import RankLost
 from actors.rollout.worker import RolloutWorker
 from algorithms.rollouts.membership import Membership, Parted
@@ -114,8 +116,9 @@ class Fleet:
         """Start nothing any more. Faults that are not over are for whoever knows how the run goes on."""
         with self._lock:
             self._closed.set()
+        left = Countdown(_CLOSE_S)
         for thread in list(self._threads.values()):
-            thread.join(_CLOSE_S)
+            thread.join(left.left_s)
 
     def _lost(self, engine: int, error: GroupError) -> None:
         """Called by whoever has noticed it: it must not wait."""
@@ -169,8 +172,10 @@ class Fleet:
 
     def _bring_back(self, engine: int) -> None:
         """Start an engine until its process is ready, or has failed too often."""
+        failures, failure = 0, None  # of Ray's, before there was a process
+        moves = False
         while self._is_needed(engine):
-            error, streak = self._members.error(engine), self._members.streaks[engine]
+            error, streak = failure or self._members.error(engine), self._members.streaks[engine] + failures
             if streak > self._max_restarts:
                 self._give_up(engine, error, streak)
                 return
@@ -178,11 +183,17 @@ class Fleet:
             self._closed.wait(min(_LONGEST_PAUSE_S, 2.0 ** (streak - 2)) if streak > 1 else 0)
             try:
                 slot = None
-                if self._places and self._must_move(engine) and (slot := self._other_slot(engine)) is None:
+                moves = bool(self._places) and (moves or self._must_move(engine))
+                if moves and (slot := self._other_slot(engine)) is None:
                     return  # it has left, or all is over
+                moves = False  # before, its place may have been given back already
                 self._start(engine, slot)
             except GroupError as failed:
                 self._members.lose(engine, failed, self._members.generation(engine))
+            except (RayError, ConnectionError) as failed:  # its head may be away
+                failure = GroupError(f"rollout[{engine}]: {type(failed).__name__}: {first_line(str(failed))}")
+                if not self._members.lose(engine, failure, self._members.generation(engine)):
+                    failures += 1
             except Exception as failed:  # Whatever it is: nobody else waits for this engine, and all wait for it.
                 text = f"rollout[{engine}] could not be restarted: {type(failed).__name__}: {first_line(str(failed))}"
                 self._members.give_up(GroupError(text))

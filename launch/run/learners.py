@@ -2,9 +2,9 @@
 
     lost --> new processes for all ranks of the groups concerned --> newest state --> the steps since, once more
 
-Groups that learn go back together, to a state in which they fit each other; those that are frozen come back alone. The
-state is that of the last checkpoint, or of a copy in memory where that is newer. What cannot be brought back so ends
-the attempt, and the next one resumes.
+Groups that learn go back together, to a state in which they fit each other; those that are frozen come back alone,
+where their own loss was met, and not what followed from it. The state is that of the last checkpoint, or of a copy in
+memory where that is newer. What cannot be brought back so ends the attempt, and the next one resumes.
 """
 
 import contextlib
@@ -110,15 +110,20 @@ class Learners:
 
     def mend(self, error: GroupError, learn_again: Callable[[int], int | None]) -> bool:
         """See `Mender`."""
-        faults: list[int] = []
+        faults, names = list[int](), set[str]()
         while lost := self._lost(error):
             self._streak += 1
             if self._streak > self._max_restarts:
                 return False
             faults += [self._note_loss(loss, error) for loss in lost]
+            # As many as a try before that has failed: it has left them without what they had.
+            names |= {loss.group for loss in lost}
+            if not (isinstance(error, RankLost) and error.group in names):
+                # Something else has failed with it: what learns may have begun what is now done anew.
+                names |= set(self._saves.groups)
             try:
                 with self._mending():
-                    redone = self._bring_back({loss.group for loss in lost}, learn_again)
+                    redone = self._bring_back(names, learn_again)
             except GroupError as again:  # perhaps another loss
                 error = again
                 continue

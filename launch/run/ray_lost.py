@@ -27,11 +27,13 @@ class RayLost(RuntimeError):
 
 
 @contextmanager
-def told_of_ray(nodes: Collection[str]) -> Iterator[None]:
+def told_of_ray(nodes: Collection[str], survived: Collection[str] = ()) -> Iterator[None]:
     """Let a failure of a group within the block that has its cause in Ray's death say so.
 
     Args:
         nodes: ids of the nodes that the run lives on.
+        survived: of those that were lost, and that groups therefore have left, or are mended without: where a group
+            fails, it is not for them.
 
     Raises:
         RayLost: instead of a GroupError, or of an error of Ray's.
@@ -41,7 +43,8 @@ def told_of_ray(nodes: Collection[str]) -> Iterator[None]:
     except (GroupError, RayError, ConnectionError) as error:
         said, who = _dead_processes()
         if not said:
-            said, who = _dead_nodes(nodes)
+            # Ray itself knows groups no more than nodes: what it misses may have been there.
+            said, who = _dead_nodes(set(nodes).difference(survived if isinstance(error, GroupError) else ()))
         if said:
             text = f"{said}, and the run's processes with it; first told of: {first_line(str(error))}"
             raise RayLost(text, who) from error

@@ -17,7 +17,10 @@ from launch.storage.uploads import Uploads
 from launch.tracking.events import Events
 
 _SAID = "it is step-{}, which is here, that the run goes on from"
-_GONE_BACK = "step-{} there is newer than where this run goes on, and is removed with the next checkpoint"
+_GONE_BACK = (
+    "step-{} there is newer than where this run goes on: it does not count from now on, and is removed with the first "
+    "checkpoint that is put there"
+)
 
 
 class RunStorage:
@@ -32,10 +35,12 @@ class RunStorage:
         self._directory = config.directory / "checkpoints"
         self._id_file = self._directory / "run.id"
         self._id, self._claimed = "", False
+        self._gone_back_to: int | None = None
+        """Step that the user has chosen before a newer one, which is in storage, too."""
         try:
             storage = storage or Storage(config.run.storage)
         except StorageError as error:
-            raise self._refused(error) from None
+            raise _refused(config, error) from None
         self.stored = StoredCheckpoints(storage, config.run.name, THIS_DRIVER)
 
     def restore(self, tell_of: Callable[[str], None]) -> None:
@@ -52,9 +57,10 @@ class RunStorage:
             if self._config.checkpoint.resume:
                 self._fetch(tell_of)
         except StorageError as error:
-            # A driver that was started again has come from here: its last checkpoint is the newest.
-            if not (is_restarted() and own and finished(self._directory)):
-                raise self._refused(error) from None
+            # A driver that was started again has come from here: what it has is the newest, also where that is nothing
+            # yet. Without an id, the one before it has not got as far as asking what there is.
+            if not (is_restarted() and own):
+                raise _refused(self._config, error) from None
             self._id = own
             tell_of(f"{error}: going on from what is in {self._config.directory}")
 
@@ -65,13 +71,16 @@ class RunStorage:
         try:
             patiently(lambda: self.stored.claim(self._id))
             self._claimed = True
+            if (step := self._gone_back_to) is not None:  # also for a start after one that puts nothing there
+                patiently(lambda: self.stored.point(step))
         except StorageError as error:
             if not is_restarted():
-                raise self._refused(error) from None
+                raise _refused(self._config, error) from None
 
     def uploads(self, events: Events, warn: Callable[[str], None]) -> Uploads:
         """What puts checkpoints there; `warn` hears of failures from its thread."""
-        return Uploads(self.stored, None if self._claimed else self._id, self._config.checkpoint, events, warn)
+        run_id, newer_go = None if self._claimed else self._id, self._gone_back_to is not None
+        return Uploads(self.stored, run_id, self._config.checkpoint, events, warn, newer_go=newer_go)
 
     def _own_id(self) -> str | None:
         try:
@@ -84,10 +93,11 @@ class RunStorage:
         here = bool(finished(self._directory))
         if not self._config.checkpoint.resume:
             there = patiently(self.stored.steps) if theirs else []
-            if there and own != theirs:
+            if theirs and own != theirs:
+                steps = f"steps {', '.join(map(str, there))}" if there else "without a checkpoint yet"
                 raise UserError(
-                    f"checkpoint.resume: {self.stored.url} holds checkpoints of another directory's run (steps "
-                    f"{', '.join(map(str, there))}): remove them yourself, or take another run.name, got false"
+                    f"checkpoint.resume: {self.stored.url} holds another directory's run ({steps}): remove it "
+                    "yourself, or take another run.name, got false"
                 )
             if theirs:
                 patiently(self.stored.remove_all)
@@ -104,13 +114,17 @@ class RunStorage:
         own = self._own_step(tell_of)
         for step in patiently(self.stored.candidates):
             if own is not None and step <= own:
+                if self._checkpoints.best() is None:  # a start that has fetched the latest one may have ended before it
+                    self._fetch_best(own, tell_of)
                 return
             if is_whole(self._directory / f"step-{step}"):
                 if own is None:  # nothing says where to go on
                     self._checkpoints.point(step, "latest")
+                self._gone_back_to = own
                 tell_of(f"{self.stored.url}: {(_SAID if own is None else _GONE_BACK).format(step)}")
                 return
-            if self._fetched(step, tell_of, best=False):
+            if _fetched(self._checkpoints, self.stored, step, tell_of):
+                self._checkpoints.keep(step)
                 self._fetch_best(step, tell_of)
                 return
 
@@ -128,35 +142,61 @@ class RunStorage:
         return found and found.step
 
     def _fetch_best(self, latest: int, tell_of: Callable[[str], None]) -> None:
-        """The best one as well, where one is kept."""
+        """The best one as well, where one is kept: beside the latest, which stays that."""
         best = patiently(lambda: self.stored.pointer("best"))
-        if best is None or self._config.best_by is None:
+        # One that is newer is of a future that the run has left.
+        if best is None or best > latest or self._config.best_by is None:
             return
         if best not in (latest, *patiently(self.stored.steps)):
             return
-        if best == latest or is_whole(self._directory / f"step-{best}") or self._fetched(best, tell_of, best=True):
+        if best == latest or is_whole(self._directory / f"step-{best}"):
             self._checkpoints.point(best, "best")
-        self._checkpoints.point(latest, "latest")
+        elif _fetched(self._checkpoints, self.stored, best, tell_of, ", the best one"):
+            self._checkpoints.place(best)
+            self._checkpoints.point(best, "best")
 
-    def _fetched(self, step: int, tell_of: Callable[[str], None], *, best: bool) -> bool:
-        partial = self._directory / f"step-{step}.partial"
-        remove(partial)
-        tell_of(f"fetching step-{step} from {self.stored.url}" + ", the best one" * best)
-        with told_when_full(partial):
-            partial.mkdir(parents=True)
-            problem = self.stored.fetch(step, partial)
-        if problem:
-            remove(partial)
-            tell_of(problem)
+
+def fetched_again(config: RunConfig, stored: StoredCheckpoints, step: int, tell_of: Callable[[str], None]) -> bool:
+    """Put what storage has in the place of a checkpoint whose files are not what was saved; returns whether storage
+    has a whole one, where it can be reached.
+
+    Raises:
+        UserError: storage fails, which ends no driver that was started again.
+        OSError: the run's directory cannot be written.
+    """
+    checkpoints = Checkpoints(config)
+    try:
+        if step not in patiently(stored.steps) or not _fetched(checkpoints, stored, step, tell_of):
             return False
-        self._checkpoints.keep(step)
-        tell_of(f"step-{step} is there: {size_in_words(_bytes_below(self._directory / f'step-{step}'))}")
-        return True
+    except StorageError as error:
+        if not is_restarted():
+            raise _refused(config, error) from None
+        tell_of(str(error))
+        return False
+    checkpoints.place(step)
+    return True
 
-    def _refused(self, error: StorageError) -> UserError:
-        return UserError(
-            f"run.storage: must be storage that can be read and written ({error}), got {self._config.run.storage}"
-        )
+
+def _fetched(
+    checkpoints: Checkpoints, stored: StoredCheckpoints, step: int, tell_of: Callable[[str], None], which: str = ""
+) -> bool:
+    """Write a checkpoint aside, to be kept or put in place; returns whether it is whole. Raises StorageError."""
+    partial = checkpoints.partial(step)
+    remove(partial)
+    tell_of(f"fetching step-{step} from {stored.url}{which}")
+    with told_when_full(partial):
+        partial.mkdir(parents=True)
+        problem = stored.fetch(step, partial)
+    if problem:
+        remove(partial)
+        tell_of(problem)
+        return False
+    tell_of(f"step-{step} is there: {size_in_words(_bytes_below(partial))}")
+    return True
+
+
+def _refused(config: RunConfig, error: StorageError) -> UserError:
+    return UserError(f"run.storage: must be storage that can be read and written ({error}), got {config.run.storage}")
 
 
 def _bytes_below(directory: Path) -> int:

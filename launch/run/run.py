@@ -32,7 +32,7 @@ from launch.run.ray_watch import watched_ray
 from launch.run.reserve import place, release
 from launch.run.reserved import Placement
 from launch.run.restore import RunStorage
-from launch.run.signals import arm, hold, interruptible
+from launch.run.signals import arm, hold, interruptible, left_to_stop_s
 from launch.screen.display import Display
 from launch.screen.merging import merging_lost
 from launch.screen.reporter import RunReporter
@@ -105,14 +105,17 @@ def _end(
 ) -> bool:
     """Wait for what is still to be put into storage, unless the next attempt does that; returns whether there is
     one."""
+    left_s = left_to_stop_s(config.cluster.stop_wait_s)  # where SIGTERM has come
     if uploads and ended_by is None:
-        _finish(config, uploads, display, config.checkpoint.max_age_s)  # first: what fails is not over
+        # First: what fails is not over.
+        _finish(config, uploads, display, config.checkpoint.max_age_s if left_s is None else left_s)
     again = faults.end(ended_by, display.warning)
     if uploads and again:
         uploads.stop()
     elif uploads and ended_by is not None:
+        within_s = config.cluster.stop_wait_s if left_s is None else left_s
         # Whoever has ended it at once does not want to wait.
-        _finish(config, uploads, display, 0 if isinstance(ended_by, KeyboardInterrupt) else config.cluster.stop_wait_s)
+        _finish(config, uploads, display, 0 if isinstance(ended_by, KeyboardInterrupt) else within_s)
     return again
 
 
@@ -190,11 +193,13 @@ def _started(
             excuse=ray_is_dead,
             on_news=now.write,
             wardens=Wardens(config.run.heartbeat_s, placement.lost),
+            pool_nodes=lambda: [slot.node for slot in placement.slots.get("reward", ())],
         )
         now.processes = watch.pids
         watch.start()
         try:
-            with told_of_ray(placement.nodes), told_of_lost_ranks(roster):
+            survived = placement.lost if config.run.max_restarts else ()
+            with told_of_ray(placement.nodes, survived), told_of_lost_ranks(roster):
                 yield placement, roster
         except BaseException as error:
             if faults.notice(error) and not isinstance(error, RayLost):  # while it is known where
@@ -217,7 +222,7 @@ def _learn_and_export(config: RunConfig, reporter: RunReporter, display: Display
             reporter.note(f"from the hub: {model}")
         display.phase("preparing the export")
         with _prepared_export(roster, config, reporter.note):
-            with _written_to_the_end(loop.checkpoint):
+            with _written_to_the_end(loop.checkpoint, display):
                 loop.train()
             arm()  # The last step is saved: nothing is lost by ending at once.
             reporter.phase("exporting")
@@ -227,17 +232,21 @@ def _learn_and_export(config: RunConfig, reporter: RunReporter, display: Display
 
 
 @contextlib.contextmanager
-def _written_to_the_end(checkpoint: Checkpointer) -> Iterator[None]:
+def _written_to_the_end(checkpoint: Checkpointer, display: Display) -> Iterator[None]:
     """Where training fails, the checkpoint that is being written beside it is written to its end, while there are ranks
-    to do so; who interrupts the run does not wait for long."""
+    to do so; who interrupts the run, or that wait, does not wait for long."""
     try:
         yield
     except KeyboardInterrupt:
-        checkpoint.finish(_PATIENCE_S)
+        checkpoint.close(_PATIENCE_S)
         raise
     except Exception:
-        if not ray_is_dead():  # else there is nobody to write
-            checkpoint.finish()
+        if not ray_is_dead() and not checkpoint.close(0):  # else there is nobody to write, or nothing
+            display.phase("writing the checkpoint")
+            arm()
+            with contextlib.suppress(KeyboardInterrupt):  # what has ended the run is told, not this
+                checkpoint.close()
+            hold()
         raise
 
 

@@ -22,6 +22,8 @@ from launch.config import RunConfig
 from launch.kinds.kind import Loop
 from launch.run.checkpoint import Checkpoints, Written
 from launch.run.manifest import Checkpoint, damage_of, kept_shards, read_manifest, surplus
+from launch.run.restore import fetched_again
+from launch.storage.uploads import Uploads
 
 if TYPE_CHECKING:
     from actors.files.stored import Flaw
@@ -122,33 +124,19 @@ def resume(config: RunConfig, saves: Saves, loop: Loop, reporter: "RunReporter")
     checkpoints = Checkpoints(config)
     for group in saves.groups.values():
         checkpoints.require_shared(lambda path, group=group: group.call(TrainedWorker.text_of, path))
-    first = found = checkpoints.latest()
-    if found is None:
+    first = checkpoints.latest()
+    if first is None:
         return None
-    damaged: dict[str, str] = {}
-    while True:
-        entries = _entries(config, found, saves.rows, reporter)
-        # Before its files are read, which may take minutes.
-        if problem := saves.difference(found.parts):
-            raise checkpoints.refused(f"{found.directory} {problem}")
-        reporter.phase("verifying the checkpoint")
-        flaws = flaws_of(found.directory, saves.groups, saves.parts)
-        if not flaws:
-            break
-        if not all(flaw.damage for flaw in flaws):
-            raise checkpoints.refused(_in_words(flaws))
-        damaged[found.directory.name] = _in_words(flaws)
-        found = checkpoints.latest(damaged)
-        assert found is not None, "there was one, and where none is whole, that is refused"
-    if found is not first:
+    found, entries = _as_saved(config, saves, checkpoints, first, reporter)
+    if found.step != first.step:
         for line in (*found.passed_over, *checkpoints.go_on_from(found)):
             reporter.warning(line)
         reporter.rewind(found.step)
     if not has_hashes(found.directory):
         reporter.note(f"{found.directory.name} has no hashes: only the sizes of its files were compared")
     reporter.note(f"resuming from step {found.step}")
-    if reporter.uploads:  # what an earlier start has not put there
-        reporter.uploads.put(found.step, found.directory, best=checkpoints.best() == found.directory)
+    if reporter.uploads:
+        _put_earlier(reporter.uploads, checkpoints, found, fell_back=found.step != first.step)
     for line in divided_anew(config, found, saves.groups):
         reporter.note(line)
     reporter.phase("loading the checkpoint")
@@ -159,6 +147,47 @@ def resume(config: RunConfig, saves: Saves, loop: Loop, reporter: "RunReporter")
                 f"than when {found.directory.name} was saved: the next one has rate {now:.3g}, not {then:.3g}"
             )
     return found
+
+
+def _as_saved(
+    config: RunConfig, saves: Saves, checkpoints: Checkpoints, found: Checkpoint, reporter: "RunReporter"
+) -> tuple[Checkpoint, dict[str, Entry]]:
+    """The checkpoint, or the newest before it, whose files are what was saved, and what the driver's parts go on from.
+    One that is damaged is fetched again first where storage has it. Raises UserError as `resume` does."""
+    damaged: dict[str, str] = {}
+    fetched: set[int] = set()
+    while True:
+        entries = _entries(config, found, saves.rows, reporter)
+        # Before its files are read, which may take minutes.
+        if problem := saves.difference(found.parts):
+            raise checkpoints.refused(f"{found.directory} {problem}")
+        reporter.phase("verifying the checkpoint")
+        flaws = flaws_of(found.directory, saves.groups, saves.parts)
+        if not flaws:
+            return found, entries
+        why = _in_words(flaws)
+        if not all(flaw.damage for flaw in flaws):
+            raise checkpoints.refused(why)
+        again = False
+        if reporter.uploads and found.step not in fetched:
+            fetched.add(found.step)
+            reporter.note(why)
+            again = fetched_again(config, reporter.uploads.stored, found.step, reporter.note)
+        if not again:
+            damaged[found.directory.name] = why
+        next_one = checkpoints.latest(damaged)
+        assert next_one is not None, "there was one, and where none is whole, that is refused"
+        found = next_one
+
+
+def _put_earlier(uploads: Uploads, checkpoints: Checkpoints, found: Checkpoint, *, fell_back: bool) -> None:
+    """Put what an earlier start has not put into storage; where the run `fell_back` to `found` as newer ones are
+    damaged on the disk, those in storage stay the latest until the run has a newer one."""
+    best = checkpoints.best()
+    others = [directory for directory in checkpoints.lasting() if directory != found.directory]
+    uploads.put_earlier([*others, found.directory] if fell_back else others, best)
+    if not fell_back:
+        uploads.put(found.step, found.directory, best=best == found.directory)
 
 
 def divided_anew(config: RunConfig, found: Checkpoint, groups: Iterable[str]) -> list[str]:

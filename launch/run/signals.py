@@ -14,6 +14,8 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _ONE_S = 1.0
 """Within so many seconds, a second SIGTERM is the first one: Ray Jobs sends it to all processes of a job, and the
 driver's parent passes its own on."""
+_MARGIN_S = 10.0
+"""Of the time that a job has to stop, for ending processes, and for what is still to be written and said."""
 _asked = False
 _asked_at = 0.0
 _interrupted_by = ""
@@ -30,6 +32,7 @@ def interruptible() -> Iterator[None]:
     try:
         yield
     finally:
+        _asked = False
         for number, handler in before.items():
             signal.signal(number, handler)
 
@@ -55,6 +58,12 @@ def finish_steps() -> None:
 def asked_to_stop() -> bool:
     """Whether SIGTERM has come since `finish_steps`."""
     return _asked
+
+
+def left_to_stop_s(stop_wait_s: float) -> float | None:
+    """Seconds that are left to wait for something, where whoever has sent SIGTERM sends SIGKILL `stop_wait_s` later;
+    None while nobody has."""
+    return max(0.0, _asked_at + stop_wait_s - _MARGIN_S - time.monotonic()) if _asked else None
 
 
 def _ask(number: int, frame: FrameType | None) -> None:

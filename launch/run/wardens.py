@@ -162,7 +162,8 @@ class Wardens:
         if isinstance(told, ProcessId):
             post.pids = told.pids
             return
-        if post.silence.answered():
+        # One that was posted since knows nothing of the silence of the one before.
+        if post.silence.answered() or post.id in self._lost:
             self._back.append(address)
             self._lost.discard(post.id)
         for each, sight in zip(own, told, strict=True):

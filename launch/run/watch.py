@@ -20,7 +20,7 @@ answers, and then all of them are.
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -67,6 +67,7 @@ class ProcessWatch:
         excuse: Callable[[], bool] = lambda: False,
         on_news: Callable[[], None] = lambda: None,
         wardens: Wardens | None = None,
+        pool_nodes: Callable[[], Iterable[str]] = tuple,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """
@@ -79,6 +80,7 @@ class ProcessWatch:
             excuse: whether something else has died that takes all processes along: theirs is no fault then.
             on_news: called where `pids` has changed.
             wardens: look at what is on other nodes; they are closed with this.
+            pool_nodes: addresses of the nodes that reward processes were given.
             clock: seconds.
         """
         self._excuse, self._on_news = excuse, on_news
@@ -86,7 +88,7 @@ class ProcessWatch:
         self._roster, self._events, self._on_lost, self._warn = roster, events, on_lost, warn
         self._heartbeat_s = heartbeat_s
         self._clock = clock
-        self._wardens = wardens or Wardens(heartbeat_s)
+        self._wardens, self._pool_nodes = wardens or Wardens(heartbeat_s), pool_nodes
         self._nodes = NodeFaults(events)
         self._ranks: dict[tuple[str, int], Rank] = {}
         self._faults: dict[tuple[str, int], int] = {}
@@ -168,7 +170,7 @@ class ProcessWatch:
         self._wardens.begin_anew(now)
 
     def _ask_wardens(self, now: float) -> None:
-        nodes = {node for group in list(self._roster.values()) for node in group.nodes}
+        nodes = {node for group in list(self._roster.values()) for node in group.nodes} | set(self._pool_nodes())
         signs = [rank.signs for rank in self._ranks.values() if isinstance(rank.signs, DistantSigns)]
         self._wardens.look(now, nodes, signs)
         for rank in self._ranks.values():

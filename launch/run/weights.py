@@ -79,7 +79,7 @@ class Weights:
         members = self._members
         with self._lock:
             while True:
-                losses, engines = list(members.losses), members.there() or members.wait_for_one(self._restart_s)
+                engines, losses = members.wait_for_one(self._restart_s)
                 try:
                     metrics = self._sync(version, engines)
                 except GroupError as error:

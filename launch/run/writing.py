@@ -1,5 +1,6 @@
 """One checkpoint that a thread writes beside training."""
 
+import time
 from collections.abc import Callable
 from threading import Event, Thread
 
@@ -25,6 +26,7 @@ class Writing:
             failed: hears of an error, on the thread (default: whoever waits does).
         """
         self.step = step
+        self.began = time.monotonic()
         self.waited_for = failed is None
         """Whether somebody waits for it, who is told of errors."""
         self._error: BaseException | None = None
@@ -48,21 +50,23 @@ class Writing:
         """Do not put it in place, unless that was decided before."""
         self._decided.set()
 
-    def until_written(self) -> None:
-        """Wait until it is written; raises what has kept it from that."""
-        self._written.wait()
+    def wait_written(self, within_s: float) -> bool:
+        """Wait until it is written, for so many seconds; returns whether it is. Raises what has kept it from that."""
+        done = self._written.wait(within_s)
         if self._error:
             raise self._error
+        return done
 
-    def until_over(self) -> None:
-        """Wait until it is in place; raises what has kept it from that."""
-        self._over.wait()
+    def wait_in_place(self, within_s: float) -> bool:
+        """Wait until it is in place, for so many seconds; returns whether it is. Raises what has kept it from that."""
+        done = self._over.wait(within_s)
         if self._error:
             raise self._error
+        return done
 
-    def wait(self, within_s: float | None = None) -> None:
-        """Wait until it is over, whatever has become of it, for so many seconds (default: for ever)."""
-        self._over.wait(within_s)
+    def wait(self, within_s: float) -> bool:
+        """Wait until it is over, whatever has become of it, for so many seconds; returns whether it is."""
+        return self._over.wait(within_s)
 
     def _run(
         self,

@@ -105,18 +105,34 @@ class StoredCheckpoints:
         # Without its end it may be the beginning of another step's.
         return step if text.endswith("\n") and step >= 0 else None
 
+    def point(self, step: int) -> None:
+        """Let `latest` name a step, whether it is there or not: those that are newer do not count any more."""
+        self._storage.put_text(f"step-{step}\n", f"{self._below}/latest")
+
     def candidates(self) -> list[int]:
         """Steps to go on from: the latest, and those before it, the newest first."""
         latest = self.pointer("latest")
         return [step for step in reversed(self.steps()) if latest is None or step <= latest]
 
-    def put(self, attempt: Attempt, *, best: bool, rules: CheckpointConfig) -> None:
-        """Let a checkpoint that is whole on the disk be the latest one here, and remove those that it replaces.
+    def put(
+        self,
+        attempt: Attempt,
+        *,
+        best: bool,
+        rules: CheckpointConfig,
+        latest: bool = True,
+        newer_go: bool = False,
+        unfinished: Container[int] = (),
+    ) -> None:
+        """Let a checkpoint that is whole on the disk be the latest one here, and remove those that have had their time.
 
         Args:
             attempt: what has been put of it before.
             best: it is the best one so far.
             rules: which ones are kept.
+            latest: it is the latest one; else that stays another.
+            newer_go: the run has left those that are newer than the latest by going back; else they stay.
+            unfinished: steps that are put later, and of which something may be there.
 
         Raises:
             OSError: a file of it is gone, or cannot be read.
@@ -131,11 +147,11 @@ class StoredCheckpoints:
             manifest = {"attempt": attempt.name, "files": {name: list(kept) for name, kept in files.items()}}
             self.require_ours()
             self._storage.put_text(json.dumps(manifest, indent=1), f"{base}/{_MANIFEST}")
-        for pointer in (["best"] if best else []) + ["latest"]:
+        for pointer in ["best"] * best + ["latest"] * latest:
             # What is done already is not done again when the rest is tried again: it would fail for ever, perhaps.
             if self.pointer(pointer) != attempt.step:
                 self._storage.put_text(f"step-{attempt.step}\n", f"{self._below}/{pointer}")
-        self._remove_others(attempt.step, rules)
+        self._remove_others(rules, newer_go=newer_go, unfinished=unfinished)
 
     def fetch(self, step: int, directory: Path) -> str | None:
         """Write the files of a checkpoint into a directory; returns what is wrong with it, in words that begin with an
@@ -205,14 +221,20 @@ class StoredCheckpoints:
                 attempt.done.discard(name)
                 raise StorageError(f"{self._storage.url}/{below}/{name} has {found or 0} bytes, not {size}")
 
-    def _remove_others(self, latest: int, rules: CheckpointConfig) -> None:
-        """Those that have had their time, newer ones that the run has left by going back, and what is half of one."""
+    def _remove_others(self, rules: CheckpointConfig, *, newer_go: bool, unfinished: Container[int]) -> None:
+        """Those that have had their time, what is half of one, and newer ones than the latest where `newer_go`."""
+        latest = self.pointer("latest")
+        if latest is None:
+            return
         listed = self._listed()
         whole = sorted(step for step, names in listed.items() if _MANIFEST in names)
         past = superseded([step for step in whole if step <= latest], {latest, self.pointer("best")}, rules)
         for step, names in listed.items():
-            if step > latest or step in past or step not in whole:
+            left = newer_go and step > latest
+            if step in past or left or (step not in whole and step not in unfinished):
                 self._remove(step, names)
+            elif step in unfinished:
+                continue
             elif kept := self._kept(step):
                 for other in {name.partition("/")[0] for name in names} - {_MANIFEST, kept.attempt}:
                     self._storage.remove(f"{self._base(step)}/{other}")
