@@ -80,8 +80,8 @@ none arrives while it computes. No method may therefore need the main thread, as
 whose functions set timers by signals, have no such group. What torch keeps per thread is the same on both: the number
 of OpenMP threads is in the environment, and the CUDA device is the only one that the process sees.
 """
-_CONTROL_CALLS = 3
-"""So many at one time: a pulse is answered beside a method that is `beside` the others, and beside another pulse."""
+_CONTROL_CALLS = 4
+"""So many at one time: a pulse is answered beside two methods that are `beside` the others, and another pulse."""
 _PULSE = "pulse"
 _GONE = ObjectLostError, RayActorError
 """Why Ray does not give what a reference stands for: it was lost with a node, or with the process it was of."""

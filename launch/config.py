@@ -31,6 +31,8 @@ from launch.settings.literal_secrets import secret_problems
 from launch.settings.values import odd_values
 from launch.storage.address import storage_problem
 
+MemoryEvery = Steps | Literal["auto"] | None
+"""Of `checkpoint.memory_every`."""
 _WANDB_LONGEST = {"entity": 128, "group": 128, "tags": 64}
 """Characters that Weights & Biases takes."""
 
@@ -49,6 +51,10 @@ class CheckpointConfig(Config):
     keep_every: Steps | None = None
     """Beside these, keep the checkpoints of steps that are multiples of this for good (default: none); a multiple of
     `every`."""
+    memory_every: MemoryEvery = "auto"
+    """Steps between copies of the state of groups that learn, kept in the memory of other processes, on another node
+    where there is one: what is gone back to when a rank is lost and no checkpoint is newer. auto: where learning again
+    would take more than 10 s and 50 times as long as the last copy took; null: none."""
     max_age_s: Seconds = 3600.0
     """When a checkpoint cannot be written (a full disk, lost permission, storage that fails), the run goes on and tries
     again, until its last whole one is this many seconds old."""

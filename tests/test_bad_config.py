@@ -28,6 +28,7 @@ OVERRIDES = {
     # numbers
     "algorithm.steps=true": f"algorithm.steps: {WHOLE}, got true",
     'algorithm.steps="5"': f"algorithm.steps: {WHOLE}, without quotes, got '5'",
+    'checkpoint.memory_every="5"': f"checkpoint.memory_every: {WHOLE}, without quotes, got '5'",
     "algorithm.steps=1_000": f"algorithm.steps: {WHOLE}, got '1_000'",
     "algorithm.steps=1.5": f"algorithm.steps: {WHOLE}, got 1.5",
     "algorithm.steps=many": f"algorithm.steps: {WHOLE}, got 'many'",

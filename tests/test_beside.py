@@ -2,6 +2,7 @@
 
 import io
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import ray
 from rich.console import Console
 
 from actors.config import ModelConfig, OptimizerConfig, TrainerConfig, UserError
@@ -28,7 +30,10 @@ from launch.config import validate
 from launch.run import checkpointer
 from launch.run.checkpoint import Checkpoints
 from launch.run.checkpointer import RunCheckpointer
+from launch.run.copies import Copies
 from launch.run.ending import Ending
+from launch.run.keepers import Keepers, NotKept
+from launch.run.reserved import Placement
 from launch.run.run import _prepare, _written_to_the_end
 from launch.run.saves import Saves
 from launch.run.signals import interruptible
@@ -339,6 +344,48 @@ def test_what_was_not_captured_is_not_written(group: ActorGroup[Trainee], tmp_pa
     start(group, 0, "fp32")
     with pytest.raises(GroupError, match="nothing was captured for"):
         group.call(Trainee.write_captured, tmp_path / "beside")
+
+
+def state(group: ActorGroup[Trainee]) -> dict[str, Any]:
+    found = {"drawn": group.call(Trainee.drawn)}
+    for rank, (weights, optimized) in enumerate(
+        zip(group.call(Trainee.weights), group.call(Trainee.optimized), strict=True)
+    ):
+        found |= {f"{name} of {rank}": value for name, value in (weights | optimized).items()}
+    return found
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_new_ranks_go_back_to_a_copy_in_memory(stage: int, group: ActorGroup[Trainee]) -> None:
+    """It is of the moment at which it was begun, although ranks learn before it is kept: what they learn from there is,
+    bit for bit, the same, with adapters, dropout, averages and moments. One lost with its keeper is taken anew."""
+    ranks: Any = {"policy": group}
+    start(group, stage, "fp32")
+    learn(group)
+    keepers, log = Keepers(Placement()), list[str]()
+    copies = Copies(1, ranks, keepers, log.append)
+    try:
+        for lost in (False, True):
+            assert copies.due(1, 1.0, False)
+            copies.begin(1)
+            undisturbed = learn(group), state(group)
+            copies.finish(60)
+            assert copies.step == 1 and len(log) == lost
+            start(group, stage, "fp32")
+            copies.load()
+            found = learn(group), state(group)
+            assert found[0] == undisturbed[0]
+            for name, value in undisturbed[1].items():
+                assert np.array_equal(found[1][name], value), name
+            if not lost:
+                [post] = keepers._posts.values()
+                ray.kill(post.handle)
+                with pytest.raises(NotKept, match=r"the share of policy\[0\] is lost"):
+                    copies.load()
+                assert copies.step is None
+    finally:
+        copies.close()
+    assert list(Path(tempfile.gettempdir()).glob("tandem-copy-*")) == []
 
 
 @pytest.mark.parametrize(("stage", "rank"), [(0, 0), (2, 1), (3, 0)])

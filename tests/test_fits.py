@@ -9,7 +9,7 @@ from actors.config import UserError
 from launch.checks import check
 from launch.checks.capacity import check_nodes, check_resources, gpu_settings, machine_line
 from launch.checks.findings import Findings
-from launch.checks.fits import check_bucket, check_disk, check_memory, check_room, copied_bytes
+from launch.checks.fits import check_bucket, check_disk, check_memory, check_room, copied_bytes, kept_bytes
 from launch.checks.known_sizes import memory_of
 from launch.config import RunConfig, validate
 from launch.settings.file import parse
@@ -82,6 +82,24 @@ def test_what_is_copied_for_a_checkpoint_counts_where_it_is_written_beside_train
     assert copied_bytes(job(model={"lora": {}}), sft) == copied_bytes(job(checkpoint={"beside": False}), sft) == 0
     (line,) = warned(job(), a_machine(free=30 * GIB), filled=0.01)
     assert "up to 31.0 GiB" in line and line.endswith(", checkpoint.beside=false)")
+
+
+def test_copies_in_memory_count_where_they_are_taken() -> None:
+    """That which counts, and the one on its way: 25.5 GiB for 4.3 of weights and 8.5 of moments."""
+    grpo = {"policy": Memory(weights=4 * COUNT, gradients=4 * COUNT, optimizer=8 * COUNT)}
+    every = job("grpo", checkpoint={"memory_every": 5, "beside": False})
+    assert kept_bytes(job("grpo"), grpo) == kept_bytes(every, grpo) == 24 * COUNT
+    for none in ({"checkpoint": {"memory_every": None}}, {"run": {"max_restarts": 0}}, {"model": {"lora": {}}}):
+        assert kept_bytes(job("grpo", **none), grpo) == 0
+    assert kept_bytes(job(), grpo) == 0, "which goes back to checkpoints alone"
+    (line,) = warned(job("grpo"), a_machine(free=30 * GIB), filled=0.01)
+    assert line.endswith(", checkpoint.beside=false, checkpoint.memory_every=null)")
+    (fewer,) = warned(job("grpo", checkpoint={"memory_every": None}), a_machine(free=30 * GIB), filled=0.01)
+    assert taken(line) - taken(fewer) == pytest.approx(24 * COUNT / GIB, abs=0.11)
+
+
+def taken(line: str) -> float:
+    return float(line.partition("up to ")[2].partition(" GiB")[0])
 
 
 def test_what_is_not_trained_has_neither_gradients_nor_optimizer_state() -> None:

@@ -180,8 +180,8 @@ def test_pulses_are_of_all_ranks_within_one_deadline(ray: FakeRay) -> None:
 
 
 def test_every_actor_has_the_control_group_beside_its_own(ray: FakeRay) -> None:
-    started(), started(concurrency={"generate": 7, CONTROL: 4})
-    assert [ray.started[number].groups for number in (0, 2)] == [{CONTROL: 3}, {"generate": 7, CONTROL: 4}]
+    started(), started(concurrency={"generate": 7, CONTROL: 5})
+    assert [ray.started[number].groups for number in (0, 2)] == [{CONTROL: 4}, {"generate": 7, CONTROL: 5}]
 
 
 def called(group: ActorGroup[Any]) -> list[Any]:

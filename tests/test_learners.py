@@ -12,11 +12,39 @@ from actors.group import GroupError
 from actors.group_errors import DataLost, RankLost
 from algorithms.rl.recovery import Learned, LearnedSteps
 from launch.run import learners as learners_module
+from launch.run.keepers import NotKept
 from launch.run.learners import Learners
 from launch.tracking.events import Events, read_events
 from launch.tracking.lost_time import LostTime
 
 LOST = GroupError("policy[0].update: Connection closed by peer")
+
+
+class FakeCopies:
+    """They are whole at once, where they may be; `due` says of which steps one is wanted."""
+
+    def __init__(self, log: list[str]) -> None:
+        self.log, self.due_at, self.asked = log, set[int](), list[tuple[int, float, bool]]()
+        self.step: int | None = None
+        self.lost, self.late, self.closed = False, None, False
+
+    def due(self, step: int, again_s: float, soon: bool) -> bool:
+        self.asked.append((step, again_s, soon))
+        return step in self.due_at
+
+    def begin(self, step: int) -> None:
+        self.step = step
+
+    def finish(self, within_s: float) -> None:
+        self.step = self.late or self.step
+
+    def load(self) -> None:
+        if self.lost:
+            raise NotKept("its keeper is lost")
+        self.log.append(f"load copy {self.step}")
+
+    def close(self) -> None:
+        self.closed = True
 
 
 class FakeGroup:
@@ -68,27 +96,20 @@ class Made:
         roster: Any = _Roster(self.groups)
         roster.once_more = [lambda: self.log.append("prepare")]
         trained = {name: self.groups[name] for name in ("policy", "critic")}
-        self.room = True
-        saves: Any = SimpleNamespace(groups=trained, write_groups=self._write)
+        saves: Any = SimpleNamespace(groups=trained)
+        self.copies: Any = FakeCopies(self.log)
         self.checkpointer: Any = SimpleNamespace(kept=None, in_flight=False, finish=lambda _: None)
         starts: Any = {name: lambda group: [group.name] for name in names}
         self.events = Events(directory)
         now: Any = SimpleNamespace(events=self.events, lost=LostTime())
         self.directory = directory
         config: Any = SimpleNamespace(run=SimpleNamespace(max_restarts=max_restarts), directory=directory)
-        self.learners = Learners(config, roster, now, saves, self.checkpointer, starts, self.log.append)
+        self.learners = Learners(config, roster, now, saves, self.checkpointer, starts, self.copies, self.log.append)
         kl: Any = self.kl
         self.learners.begin(None, kl)
 
     def _load(self, _: Path, entry: dict[str, Any]) -> None:
         self.kl.coef = entry["coef"]
-
-    def _write(self, directory: Path) -> list[Any]:
-        directory.mkdir(parents=True)
-        if not self.room:
-            raise OSError(28, "No space left on device")
-        self.log.append(f"copy {directory.name}")
-        return []
 
     def redo(self, since: int) -> int | None:
         self.log.append(f"again from {since} with {self.kl.coef}")
@@ -164,7 +185,7 @@ def test_a_checkpoint_that_is_whole_later_is_gone_back_to_with_what_was_in_it(
     for step, coef in ((1, 0.1), (2, 0.2), (3, 0.3)):
         made.kl.coef, made.checkpointer.in_flight = coef, step >= 2
         assert made.learners.note(step, 4.0) == 0
-    assert not (tmp_path / "copies").exists(), "no copy, as a checkpoint is on its way"
+    assert made.copies.asked == [(1, 4.0, False), (2, 8.0, True), (3, 12.0, True)]
     (tmp_path / "step-2").mkdir()
     waited: list[float] = []
 
@@ -180,18 +201,56 @@ def test_a_checkpoint_that_is_whole_later_is_gone_back_to_with_what_was_in_it(
     assert made.learners.mend(LOST, made.redo)
     assert made.log[-3:] == ["load policy step-2", "load critic step-2", "again from 2 with 0.2"] and len(waited) == 1
     made.checkpointer.in_flight = False
-    assert [made.learners.note(step, 4.0) for step in (4, 5)] == [2, 5], "12 s since step 2"
+    assert made.learners.note(4, 4.0) == 2 and made.copies.asked[-1] == (4, 8.0, False), "since step 2"
 
 
-def test_a_copy_is_taken_beside_a_checkpoint_where_there_is_no_room_to_wait(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """And the checkpoint, which is older, is not gone back to."""
+def test_the_newest_of_copy_and_checkpoint_is_gone_back_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With what was in it; what came before is kept until there is a checkpoint, or no room for it."""
     made = Made(tmp_path, monkeypatch)
-    made.checkpointer.in_flight = True
-    assert [made.learners.note(1, 4.0), made.learners.note(2, math.inf)] == [0, 2]
+    made.copies.due_at = {2, 5}
+    for step, coef in ((1, 0.1), (2, 0.2), (3, 0.3)):
+        made.kl.coef = coef
+        assert made.learners.note(step, 4.0) == 0, "the copy may be lost"
+    assert made.copies.asked == [(1, 4.0, False), (2, 8.0, False), (3, 4.0, False)]
+    made.groups["policy"].dead = {0}
+    assert made.learners.mend(LOST, made.redo)
+    back = "back to step 2, of which there was a copy in memory"
+    assert made.log[-4:] == ["prepare", "load copy 2", back, "again from 2 with 0.2"]
+    (tmp_path / "step-3").mkdir()
+    made.checkpointer.kept = 3, tmp_path / "step-3"
+    assert made.learners.note(4, 1.0) == 3
+    made.groups["policy"].dead = {0}
+    assert made.learners.mend(LOST, made.redo)
+    assert made.log[-3:] == ["load policy step-3", "load critic step-3", "again from 3 with 0.3"]
+    assert made.learners.note(5, math.inf) == 5, "there is no room for what comes before the copy"
+    assert made.learners.note(6, 1.0) == 3
+    made.learners.close()
+    assert made.copies.closed
+
+
+def test_a_copy_on_its_way_when_a_rank_is_lost_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Made(tmp_path, monkeypatch)
+    for step in (1, 2, 3):
+        made.learners.note(step, 1.0)
+    made.copies.late, made.groups["policy"].dead = 2, {0}
+    assert made.learners.mend(LOST, made.redo)
+    assert made.log[-3] == "load copy 2" and made.log[-1] == "again from 2 with 0.5"
+
+
+def test_without_the_copy_an_older_checkpoint_is_gone_back_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where who kept it is lost at the same time."""
+    made = Made(tmp_path, monkeypatch)
     made.checkpointer.kept = 1, tmp_path / "step-1"
-    assert made.learners.note(3, 1.0) == 2
+    (tmp_path / "step-1").mkdir()
+    made.copies.due_at, made.copies.lost = {3}, True
+    for step in (1, 2, 3, 4):
+        made.learners.note(step, 1.0)
+    made.groups["policy"].dead = {0}
+    assert made.learners.mend(LOST, made.redo)
+    assert made.log[-4:] == [
+        "the copy in memory of step 3 is lost (its keeper is lost): back to step 1",
+        "load policy step-1", "load critic step-1", "again from 1 with 0.5",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("room", [True, False])
@@ -257,23 +316,6 @@ def test_what_cannot_be_learned_again_is_not_mended(tmp_path: Path, monkeypatch:
     made.groups["policy"].dead = {0}
     assert not made.learners.mend(LOST, lambda _: None)
     assert len(made.events.open()) == 1
-
-
-def test_copies_are_taken_where_it_would_take_long_to_learn_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One is there at a time; where there is no room, none is tried any more."""
-    made = Made(tmp_path, monkeypatch)
-    assert [made.learners.note(step, 4.0) for step in range(1, 7)] == [0, 0, 3, 3, 3, 6]
-    assert [path.name for path in (tmp_path / "copies").iterdir()] == ["step-6"]
-    made.groups["policy"].dead = {0}
-    assert made.learners.mend(LOST, made.redo) and made.log[-1] == "again from 6 with 0.5"
-    made.room = False
-    assert [made.learners.note(step, 20.0) for step in (7, 8)] == [6, 6]
-    assert [path.name for path in (tmp_path / "copies").iterdir()] == ["step-6"] and made.log.count("copy step-8") == 0
-    assert [line for line in made.log if "no more copies" in line] == made.log[-1:], "told once"
-    made.learners.close()
-    assert not (tmp_path / "copies").exists()
 
 
 def test_steps_are_kept_as_far_as_there_is_room() -> None:

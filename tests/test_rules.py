@@ -1334,6 +1334,32 @@ CASES: list[tuple[str, str, str]] = [
         "rollout.engines must be a number with run.max_restarts 0, where none comes back, got {min: 2, max: 8}",
     ),
     (
+        "sft",
+        "checkpoint.memory_every=4",
+        "checkpoint.memory_every must be left out for sft, whose groups go back to checkpoints alone, got 4",
+    ),
+    (
+        "grpo",
+        "checkpoint.memory_every=4; run.max_restarts=0",
+        "checkpoint.memory_every must be left out with run.max_restarts 0, where no group is brought back, got 4",
+    ),
+    (
+        "grpo",
+        "checkpoint.memory_every=4; algorithm.overlap_gradients=true",
+        "checkpoint.memory_every must be left out with algorithm.overlap_gradients, where groups go back to "
+        "checkpoints alone, got 4",
+    ),
+    (
+        "grpo",
+        "checkpoint.memory_every=often",
+        "checkpoint.memory_every: must be a whole number or auto or null, got 'often'",
+    ),
+    (
+        "grpo",
+        "checkpoint.memory_every=0",
+        "checkpoint.memory_every: must be above 0, got 0",
+    ),
+    (
         "grpo",
         "rollout.engines=3; rollout.engines_per_node=2",
         "rollout.engines_per_node must divide engines (3), got 2",

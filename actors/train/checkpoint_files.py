@@ -4,11 +4,12 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from torch.serialization import MAP_LOCATION
 
 from actors.files import stored
+from actors.files.pieces import Contents
 
 
 class CheckpointFiles(Protocol):
@@ -27,25 +28,33 @@ class CapturedFiles:
     """What a rank would have written of a checkpoint, in memory, until it does so."""
 
     def __init__(self) -> None:
-        self._waiting: deque[tuple[Path | None, Callable[[], Any]]] = deque()
+        self._waiting: deque[tuple[Path, list[bytes]] | Callable[[], object]] = deque()
 
     def add(self, act: Callable[[], object]) -> None:
         """Something that is to be done besides files of tensors, in its turn."""
-        self._waiting.append((None, act))
+        self._waiting.append(act)
 
     def add_file(self, path: Path, pieces: list[bytes]) -> None:
         """A file as `actors.files.stored.pickled` has made it."""
-        self._waiting.append((path, partial(stored.write_pickled, pieces, path)))
+        self._waiting.append((path, pieces))
 
     def write(self) -> dict[Path, str]:
         """Write all of it, once, on any thread; returns the SHA-256 of files. Raises OSError."""
         hashes = {}
         while self._waiting:
-            path, act = self._waiting.popleft()  # what is written takes no memory any more
-            done = act()
-            if path:
-                hashes[path] = done
+            entry = self._waiting.popleft()  # what is written takes no memory any more
+            if isinstance(entry, tuple):
+                path, pieces = entry
+                hashes[path] = stored.write_pickled(pieces, path)
+            else:
+                entry()
         return hashes
+
+    def files_below(self, directory: Path) -> Contents:
+        """The files of tensors by their names there, of which nothing is written then."""
+        files = [entry for entry in self._waiting if isinstance(entry, tuple)]
+        self._waiting.clear()
+        return deque((str(path.relative_to(directory)), deque(pieces)) for path, pieces in files)
 
 
 def checkpoint_files(base: type, frozen: set[str], types: Sequence[type]) -> CheckpointFiles:

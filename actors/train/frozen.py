@@ -3,6 +3,7 @@
 The driver imports this module for its method names; models are imported only where a worker needs them.
 """
 
+from collections import deque
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,9 +14,11 @@ from actors.config import GroupConfig, ModelConfig
 from actors.episodes import Place, Sequence, experience
 from actors.files.full_disk import told_when_full
 from actors.files.own_files import StoredFile, sha256_of
+from actors.files.pieces import Contents
 from actors.models.packed import PackedBatch
 from actors.pulse import beside
 from actors.train.engine import gathered, inference_module, is_sharded, load_library, to_the_end
+from actors.train.kept import KeptWorker
 from actors.train.sharding import Sharding, sharding
 from actors.train.shards import Shards
 from actors.train.worker import Handed, Held, Input, Plan, Shares, Worker, pack_sequences, read_inputs
@@ -67,7 +70,7 @@ class FrozenWorker(Worker):
             return self.module(batch, temperature, self.group.logprob_chunk_tokens)[0]
 
 
-class ReferenceWorker(FrozenWorker):
+class ReferenceWorker(KeptWorker, FrozenWorker):
     """One data-parallel rank of the reference."""
 
     _captured: "tuple[list[Meta], list[tuple[str, torch.Tensor]]] | None" = None
@@ -153,6 +156,19 @@ class ReferenceWorker(FrozenWorker):
         if captured is None:
             raise LookupError(f"nothing was captured for {directory}")
         return _write_weights(directory, *captured)
+
+    def captured_files(self) -> Contents:
+        """As of `KeptWorker`: rank 0 has all of it."""
+        from safetensors.torch import save
+
+        from actors.models.lora import plain_parameters
+
+        tensors = plain_parameters(self.hf_model, gathered, merged=False)
+        with to_the_end(tensors):
+            if self.rank:
+                return deque()
+            content = save({name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors})
+        return deque([(_WEIGHTS, deque([content]))])
 
     def load(self, directory: Path, saved: Shards | None = None) -> None:
         """Restore what `save` wrote, which is whole, by however many ranks it is `saved`."""

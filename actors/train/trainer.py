@@ -19,11 +19,13 @@ from actors.episodes import Episode, Place, Sequence, TokenFields, experience
 from actors.files import stored
 from actors.files.full_disk import told_when_full
 from actors.files.own_files import StoredFile
+from actors.files.pieces import Contents
 from actors.models.packed import PackedBatch, Read
 from actors.pulse import beside
 from actors.train.checkpoint_files import CapturedFiles
 from actors.train.engine import TrainingEngine, gathered, load_library
 from actors.train.exporting import ExportingWorker
+from actors.train.kept import KeptWorker
 from actors.train.sharding import Sharding, sharding
 from actors.train.shards import Shards
 from actors.train.sums import COMPUTED_TOKENS, Divisors, Sums
@@ -51,7 +53,7 @@ Advantaged = list[list[tuple[int, int, float]]]
 advantages token by token)."""
 
 
-class TrainedWorker(ExportingWorker):
+class TrainedWorker(KeptWorker, ExportingWorker):
     """One data-parallel rank of a group that learns."""
 
     reads: Read = "before"
@@ -328,6 +330,11 @@ class TrainedWorker(ExportingWorker):
         with told_when_full(directory):
             hashes = captured.write()
         return _seen(directory, {str(path.relative_to(directory)): sha256 for path, sha256 in hashes.items()})
+
+    def captured_files(self) -> Contents:
+        """As of `KeptWorker`."""
+        root = Path("/copy")  # only named: nothing is written there
+        return self.engine.capture(root, {f"random-{self.rank}.pt": self._random_state()}).files_below(root)
 
     def load(self, directory: Path, saved: Shards | None = None) -> tuple[float, float]:
         """Restore this rank's share of a checkpoint; returns the rates of the next update then and now, as

@@ -14,6 +14,7 @@ from launch.checks.known_sizes import memory_of
 from launch.config import RunConfig
 from launch.kinds.rl import reward_model_groups
 from launch.kinds.table import job_kind
+from launch.settings.memory_copies import copied_every
 from launch.sizes.estimate import DTYPE_BYTES, GIB, DecoderShape, Memory
 from launch.sizes.machine import Machine, free_disk
 from launch.sizes.placement import demands
@@ -102,31 +103,42 @@ def check_memory(
     if machine.gpu_memory is not None:
         _check_gpus(config, known, machine.gpu_memory)
     whole = sum(_on_host(config, group, memory, filled) * _count(config, group) for group, memory in known.items())
-    copied = copied_bytes(config, known)
+    copied, kept = copied_bytes(config, known), kept_bytes(config, known)
     # Memory of the machine as well: /dev/shm is a part of it.
-    whole += copied + (config.cluster.object_store_mib * 2**20 if processes else 0)
+    whole += copied + kept + (config.cluster.object_store_mib * 2**20 if processes else 0)
     if machine.free is not None and whole > machine.free:
         warnings.append(
             f"memory: all processes take up to {_gib(whole)}, by estimate, and {_gib(machine.free)} of this machine's "
             f"{_gib(machine.memory or machine.free)} are free (less: policy.micro_batch_tokens, rollout.memory_gib, "
-            f"model.gradient_checkpointing=true, model.dtype=bf16{', checkpoint.beside=false' * bool(copied)})"
+            f"model.gradient_checkpointing=true, model.dtype=bf16{', checkpoint.beside=false' * bool(copied)}"
+            f"{', checkpoint.memory_every=null' * bool(kept)})"
         )
     return warnings
 
 
 def copied_bytes(config: RunConfig, known: Mapping[str, Memory]) -> int:
-    """Host memory of all ranks for a checkpoint that is written beside training: as much as it has bytes, which of
-    adapters alone are too few to count."""
-    copied = 0
+    """Host memory of all ranks for a checkpoint that is written beside training: as much as it has bytes."""
+    return _state_bytes(config, known) if config.checkpoint.beside else 0
+
+
+def kept_bytes(config: RunConfig, known: Mapping[str, Memory]) -> int:
+    """Host memory for copies of the state of groups that learn: of the one that counts, and of the one that is on its
+    way, which nobody holds twice."""
+    return 2 * _state_bytes(config, known) if copied_every(config) else 0
+
+
+def _state_bytes(config: RunConfig, known: Mapping[str, Memory]) -> int:
+    """Bytes of a checkpoint's weights and optimizer state, which of adapters alone are too few to count."""
+    size = 0
     for name, group in (("policy", config.policy), ("critic", config.critic)):
         memory = _trained_part(config, name, known.get(name, Memory()))
-        if not (config.checkpoint.beside and group and memory.gradients):
+        if not (group and memory.gradients):
             continue
         weights = (memory.weights_offloaded or memory.weights) * (group.ranks if group.zero_stage == 3 else 1)
         # Without ZeRO, all ranks have the same, which is copied once.
         optimizer = (memory.optimizer + memory.optimizer_offloaded) * (group.ranks if group.zero_stage else 1)
-        copied += weights + optimizer
-    return copied
+        size += weights + optimizer
+    return size
 
 
 def check_disk(config: RunConfig, parameters: int | None, optimizer: int, free: int | None) -> list[str]:

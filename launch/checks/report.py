@@ -14,7 +14,7 @@ from actors.config import GroupConfig
 from actors.models.similar import padded_share
 from launch.checks.capacity import counted, machine_line, total_cpus, total_gpus
 from launch.checks.findings import Findings
-from launch.checks.fits import copied_bytes
+from launch.checks.fits import copied_bytes, kept_bytes
 from launch.checks.known_sizes import arithmetic_of, memory_of
 from launch.checks.row_checks import READ_ROWS
 from launch.config import RunConfig
@@ -182,6 +182,8 @@ def _memory_notes(findings: Findings, memory: dict[str, Memory], counts: dict[st
             lines.append(f"{group}: {_size(parts.weights_offloaded)} of the total is parameters in host memory")
     if copied := copied_bytes(config, memory):
         lines.append(f"checkpoint: {_size(copied)} more in host memory while one is written (none: beside=false)")
+    if kept := kept_bytes(config, memory):
+        lines.append(f"checkpoint: {_size(kept)} more for copies of the state in memory (none: memory_every=null)")
     if "rollout" in memory and rollout.gpus_per_engine:
         share = rollout.gpu_share(shared=config.cluster.placement == "shared")
         lines.append(f"rollout: an engine's cache takes the rest of {share:.0%} of its GPUs")

@@ -58,7 +58,7 @@ class RLKind(JobKind):
 
     rows = "prompts"
     samples_responses = True
-    reads = ON_SEQUENCES | {"reward", "rollout", "reference", *_ENGINES}
+    reads = ON_SEQUENCES | {"reward", "rollout", "reference", "checkpoint.memory_every", *_ENGINES}
 
     @property
     def algorithm(self) -> RLConfig:

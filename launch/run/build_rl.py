@@ -29,9 +29,11 @@ from launch.kinds.rl import RLKind, reward_model_groups
 from launch.run.chat_settings import answer_ends
 from launch.run.checkpointer import RunCheckpointer
 from launch.run.connection import Connection
+from launch.run.copies import Copies
 from launch.run.elastic import supervise
 from launch.run.elsewhere import Elsewhere
 from launch.run.groups import reference_sync, start_building
+from launch.run.keepers import Keepers
 from launch.run.learners import Learners, starts_of
 from launch.run.reserved import Placement
 from launch.run.rl_models import load_models, spawn_models
@@ -40,6 +42,7 @@ from launch.run.saves import Saves, resume
 from launch.run.weights import Weights
 from launch.screen.reporter import RunReporter
 from launch.settings.cores import early_threads
+from launch.settings.memory_copies import copied_every
 from launch.settings.overlap import overlapped_reads
 from launch.settings.rules_rl import transfer_backend
 from launch.sizes.placement import REWARD_WORKER_CPUS
@@ -145,8 +148,9 @@ def build_rl(kind: RLKind, placement: Placement, reporter: RunReporter, roster: 
     roster.rollouts.welcome = weights.welcome
     if config.run.max_restarts and roster.now:
         starts = starts_of(config, _policy_updates(kind.algorithm, steps), steps * kind.algorithm.updates_per_step)
-        elsewhere = Elsewhere(config, placement, reporter.note)
-        roster.learners = Learners(config, roster, roster.now, saves, checkpointer, starts, reporter.note, elsewhere)
+        copies = Copies(copied_every(config), saves.groups, Keepers(placement), reporter.note)
+        go_on = copies, reporter.note, Elsewhere(config, placement, reporter.note)
+        roster.learners = Learners(config, roster, roster.now, saves, checkpointer, starts, *go_on)
     arguments: LoopArguments = {
         "roster": roster,
         "rollouts": roster.rollouts,

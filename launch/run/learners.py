@@ -3,43 +3,38 @@
     lost --> new processes for all ranks of the groups concerned --> newest state --> the steps since, once more
 
 Groups that learn go back together, to a state in which they fit each other; those that are frozen come back alone,
-where their own loss was met, and not what followed from it. The state is that of the last checkpoint or, where it would
-take long to learn again what came after it, of a copy in the run's directory. What cannot be brought back so ends the
-attempt, and the next one resumes.
+where their own loss was met, and not what followed from it. The state is that of the last checkpoint, or of a copy in
+memory where that is newer. What cannot be brought back so ends the attempt, and the next one resumes.
 """
 
 import contextlib
 import math
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from actors.config import UserError
 from actors.files.parts import Entry, SavedPart
 from actors.group import GroupError, first_line
 from actors.group_errors import RankLost
 from actors.train.shards import Shards
 from launch.config import RunConfig
 from launch.run.checkpointer import RunCheckpointer
+from launch.run.copies import Copies
 from launch.run.elsewhere import Elsewhere
 from launch.run.groups import Start, rebuild, start_building, start_loading
+from launch.run.keepers import NotKept
 from launch.run.manifest import Checkpoint
 from launch.run.roster import Roster
 from launch.run.saves import Saves
 from launch.tracking.events import Fault
 from launch.tracking.now import Now
 
-COPIES = "copies"
-"""Directory of a run that holds the state of groups between checkpoints."""
 _ECHO_S, _PULSE_S = 3.0, 1.0
 """How long after an error a process may be found dead that has caused it, and the wait for one answer."""
 _WRITING_S = 30.0
-"""For a checkpoint that is being written when a rank is lost; then it is given up."""
-_LEAST_S, _SHARE = 10.0, 50.0
-"""A copy is taken where learning again would take so long, and so many times as long as the last copy took."""
+"""For a checkpoint that is being written when a rank is lost, and for a copy on its way; then they are given up."""
 _OTHERS = "rollout", "holder"
 """Groups that are brought back otherwise, or not at all."""
 
@@ -52,7 +47,7 @@ class State:
     kl: Entry
     """Of the coefficient that follows the policy."""
     directory: Path | None = None
-    """That has it; None: it is what they are built as."""
+    """That has it; None: it is what they are built as, or a copy in memory."""
     shards: Mapping[str, Shards] = field(default_factory=dict)
     """Who wrote it, where it was written by other ranks."""
 
@@ -78,6 +73,7 @@ class Learners:
         saves: Saves,
         checkpointer: RunCheckpointer,
         starts: Mapping[str, Start],
+        copies: Copies,
         tell_of: Callable[[str], None],
         elsewhere: Elsewhere | None = None,
     ) -> None:
@@ -89,25 +85,21 @@ class Learners:
             saves: has those that learn.
             checkpointer: says which checkpoint was kept.
             starts: how new ranks of each group are built.
+            copies: of the state of those that learn, in memory.
             tell_of: shows a line.
             elsewhere: moves groups whose node is lost; without it they stay where they were.
         """
         self._elsewhere = elsewhere
         self._roster, self._now, self._saves, self._checkpointer = roster, now, saves, checkpointer
-        self._starts, self._tell_of = starts, tell_of
+        self._starts, self._copies, self._tell_of = starts, copies, tell_of
         self._max_restarts = config.run.max_restarts
-        self._copies = config.directory.absolute() / COPIES
         self._kl: SavedPart
         self._state: State
+        """Of the last whole checkpoint, or what the attempt began with."""
         self._streak = 0
         """Losses since a step was done."""
         self._since: dict[int, _Done] = {}
-        """Steps since the state: any may be the next one, as checkpoints are written beside training."""
-        self._copy_s = 0.0
-        """That the last copy took."""
-        self._has_room = True
-        """For copies, as far as is known."""
-        shutil.rmtree(self._copies, ignore_errors=True)  # of an attempt before
+        """Steps since that: any may be the next one, as checkpoints and copies are whole some steps later."""
 
     def begin(self, found: Checkpoint | None, kl: SavedPart) -> None:
         """The loop goes on from this checkpoint, or begins; `kl`: what learning moves in the driver."""
@@ -147,16 +139,15 @@ class Learners:
         self._streak = 0
         self._since[step] = _Done(self._kl.save(Path()), seconds)
         self._take_checkpoint()
-        again_s = sum(done.seconds for done in self._since.values())
-        # Where a checkpoint will be whole soon, only if there is no room to wait for it.
-        wanted = math.isinf(again_s) or not self._checkpointer.in_flight
-        if wanted and self._has_room and again_s > max(_LEAST_S, _SHARE * self._copy_s):
-            self._copy(step)
-        return self._state.step
+        again_s = sum(done.seconds for later, done in self._since.items() if later > self._newest.step)
+        if self._copies.due(step, again_s, soon=self._checkpointer.in_flight):
+            self._copies.begin(step)
+        # What a copy has come to is kept as well while there is room: the copy may be lost.
+        return self._newest.step if math.isinf(seconds) else self._state.step
 
     def close(self) -> None:
-        """Remove what only this attempt goes back to."""
-        shutil.rmtree(self._copies, ignore_errors=True)
+        """End those who keep what only this attempt goes back to."""
+        self._copies.close()
 
     def _lost(self, error: GroupError) -> list[RankLost]:
         """Ranks that are dead, or turn out to be a moment after an error."""
@@ -178,17 +169,14 @@ class Learners:
     def _bring_back(self, lost: set[str], learn_again: Callable[[int], int | None]) -> int | None:
         """Build groups anew, and let those that learn go back to the newest state and on from there; returns how many
         steps were learned again. Raises GroupError."""
-        from actors.train.trainer import TrainedWorker
 
         learning = set(self._saves.groups)
         back = lost | learning if lost & learning else lost
         if lost & learning:
             # As good as written, perhaps, and then newer; else it soon fails, as a rank is lost that was to write it.
             self._checkpointer.finish(_WRITING_S)
+            self._copies.finish(_WRITING_S)
             self._take_checkpoint()
-        state = self._state
-        if lost & learning and state.directory and not state.directory.is_dir():
-            return None  # somebody has removed it
         if not self._leave_lost_nodes(back):
             return None
         rebuild(*((self._roster[name], self._starts[name]) for name in self._roster if name in back))
@@ -196,11 +184,34 @@ class Learners:
             return 0
         for again in self._roster.once_more:
             again()
-        if state.directory:
-            for name, group in self._saves.groups.items():
-                group.call(TrainedWorker.load, state.directory / name, state.shards.get(name))
+        if (state := self._load_newest()) is None:
+            return None
         self._kl.load(Path(), state.kl)
         return learn_again(state.step)
+
+    def _load_newest(self) -> State | None:
+        """Let new ranks that learn go back to the newest state, which is returned; None where there is none any more.
+        Raises GroupError."""
+        from actors.train.trainer import TrainedWorker
+
+        state = self._newest
+        if state is not self._state:
+            try:
+                self._copies.load()
+            except NotKept as error:
+                self._tell_of(
+                    f"the copy in memory of step {state.step} is lost ({error}): back to step {self._state.step}"
+                )
+                state = self._state
+            else:
+                self._tell_of(f"back to step {state.step}, of which there was a copy in memory")
+                return state
+        if state.directory:
+            if not state.directory.is_dir():
+                return None  # somebody has removed it
+            for name, group in self._saves.groups.items():
+                group.call(TrainedWorker.load, state.directory / name, state.shards.get(name))
+        return state
 
     def _leave_lost_nodes(self, names: set[str]) -> bool:
         """Give groups places on other nodes, where they must have some; whether there are."""
@@ -208,32 +219,19 @@ class Learners:
         moving = [name for name in sorted(names) if elsewhere and elsewhere.must_move(name)]
         return all(elsewhere.move(self._roster[name]) for name in moving if elsewhere)
 
-    def _copy(self, step: int) -> None:
-        """Keep the state of groups that learn as it is now."""
-        began, directory = time.monotonic(), self._copies / f"step-{step}"
-        try:
-            self._saves.write_groups(directory)
-        except (GroupError, UserError, OSError) as error:
-            shutil.rmtree(directory, ignore_errors=True)
-            if not isinstance(error, RankLost):  # one that is lost is met by the next call, and then mended
-                self._has_room = False
-                why = first_line(str(error))
-                self._tell_of(f"no more copies of the state between checkpoints, as one could not be written ({why})")
-            return
-        self._copy_s = time.monotonic() - began
-        self._go_on_from(step, directory)
+    @property
+    def _newest(self) -> State:
+        """What groups would go back to: a copy, where there is one that is newer than the checkpoint."""
+        step = self._copies.step
+        done = None if step is None else self._since.get(step)
+        return State(step=step, kl=done.kl) if step is not None and done else self._state
 
     def _take_checkpoint(self) -> None:
-        """Go on from the newest whole checkpoint, where it is newer than what there is."""
+        """Go on from the newest whole checkpoint, where it is newer than the one before."""
         if self._checkpointer.kept and self._checkpointer.kept[0] in self._since:
             step, directory = self._checkpointer.kept
-            self._go_on_from(step, directory.absolute())
-
-    def _go_on_from(self, step: int, directory: Path) -> None:
-        before, self._state = self._state, State(step=step, kl=self._since[step].kl, directory=directory)
-        self._since = {later: done for later, done in self._since.items() if later > step}
-        if before.directory and before.directory.parent == self._copies:
-            shutil.rmtree(before.directory, ignore_errors=True)
+            self._state = State(step=step, kl=self._since[step].kl, directory=directory.absolute())
+            self._since = {later: done for later, done in self._since.items() if later > step}
 
     @contextlib.contextmanager
     def _mending(self) -> Iterator[None]:

@@ -50,24 +50,20 @@ class Saves:
         self.parts[name] = part
 
     def write(self, directory: Path) -> Written:
-        """Let all parts write into the directory of a checkpoint."""
-        files = self.write_groups(directory)
+        """Let all parts write into the directory of a checkpoint, which is absolute."""
+        from actors.train.trainer import TrainedWorker
+
+        files = [
+            file
+            for name, group in self.groups.items()
+            for file in files_of_ranks(name, group.call(TrainedWorker.save, directory / name))
+        ]
         entries: dict[str, Entry] = {name: {} for name in self.groups}  # all that ranks keep is in their files
         for name, part in self.parts.items():
             # Ranks and driver are both between steps here: their parts fit each other.
             entries[name] = part.save(directory / name)
             files += files_below(directory, name)
         return Written(entries, files, self.rows)
-
-    def write_groups(self, directory: Path) -> list[StoredFile]:
-        """Let the groups write into a directory of their own below this one, which is absolute; returns every file."""
-        from actors.train.trainer import TrainedWorker
-
-        return [
-            file
-            for name, group in self.groups.items()
-            for file in files_of_ranks(name, group.call(TrainedWorker.save, directory / name))
-        ]
 
     def difference(self, kept: Iterable[str]) -> str | None:
         """What distinguishes the parts of a checkpoint from those of this run, in words that follow its name."""

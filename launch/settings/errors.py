@@ -209,8 +209,9 @@ def _without_branches(errors: list[ErrorDetails]) -> list[ErrorDetails]:
         field = tuple(map(str, error["loc"][:branch]))
         known = found.get(field)
         if known is None or len(error["loc"]) > len(known["loc"]):
-            # Further than the branch: the value was read as this type, and something within it is wrong.
-            found[field] = error if len(error["loc"]) > branch + 1 else {**error, "type": "union"}
+            # Further than the branch: the value was read as this type, and something within it is wrong, or its size.
+            further = len(error["loc"]) > branch + 1 or error["type"] in _NUMBERS
+            found[field] = error if further else {**error, "type": "union"}
     return kept + list(found.values())
 
 
@@ -226,7 +227,8 @@ def _location(error: ErrorDetails) -> list[str]:
 
 
 def _is_branch(part: str) -> bool:
-    return part in ("str", "int", "float", "bool") or part.startswith(_BRANCHES) or part in settings.section_choices()
+    plain = "str", "int", "constrained-int", "float", "bool"
+    return part in plain or part.startswith(_BRANCHES) or part in settings.section_choices()
 
 
 def _unknown(location: list[str], value: object, job: str | None) -> list[str]:

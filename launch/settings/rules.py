@@ -8,6 +8,7 @@ from actors.config import PlacedConfig
 from launch.config import RunConfig
 from launch.kinds.kind import JobKind
 from launch.kinds.table import job_kind
+from launch.settings.memory_copies import check_copies
 from launch.settings.rules_adapters import check_adapters
 from launch.settings.rules_kubernetes import check_kubernetes
 
@@ -21,6 +22,7 @@ def check_rules(config: RunConfig) -> None:
     kind.check_reference()
     kind.check_dropout()
     check_adapters(config, sent=kind.samples_responses)
+    check_copies(config)
     _precision_is_kept(config)
     _groups_can_share(config, kind)
     check_kubernetes(config)

@@ -3,7 +3,7 @@
 import re
 from functools import cache
 from types import UnionType
-from typing import Annotated, NamedTuple, Union, get_args, get_origin
+from typing import Annotated, Literal, NamedTuple, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
@@ -76,7 +76,10 @@ def _number_rule(kinds: frozenset[object], value: object) -> str:
     if isinstance(value, bool):
         return rule
     if isinstance(value, str) and str not in kinds:
-        return f"{rule}, without quotes" if _NUMBER.fullmatch(value) else rule
+        if _NUMBER.fullmatch(value):
+            return f"{rule}, without quotes"
+        # Where there are words beside numbers, pydantic says which.
+        return "" if any(isinstance(kind, str) for kind in kinds) else rule
     return f"{rule} below 2^63" if isinstance(value, int) and abs(value) >= _MOST else ""
 
 
@@ -99,13 +102,15 @@ def _tag(model: type[BaseModel]) -> object:
 
 @cache
 def _kinds(annotation: object) -> frozenset[object]:
-    """The types that a value may have, without those of the items of a list or mapping."""
+    """The types that a value may have, without those of the items of a list or mapping, and the words."""
     annotation = getattr(annotation, "__value__", annotation)
     origin = get_origin(annotation)
     if origin is Annotated:
         return _kinds(get_args(annotation)[0])
     if origin in (Union, UnionType):
         return frozenset(kind for part in get_args(annotation) for kind in _kinds(part))
+    if origin is Literal:
+        return frozenset(word for word in get_args(annotation) if isinstance(word, str))
     # list[...] and dict[...]: their items are those of `_items`.
     return frozenset() if origin else frozenset({annotation})
 
