@@ -156,7 +156,7 @@ def effective(output: Path, models: Sequence[Path], steps: int, step_s: float) -
     output.mkdir(parents=True, exist_ok=True)
     (output / "slow.py").write_text(_REWARD.format(seconds=step_s / PROMPTS), encoding="utf-8")
     overrides = ["rollout.engines=2", "rollout.threads_per_engine=1", "rollout.cpus_per_engine=0.4"]
-    overrides += [f"reward.functions=[{output / 'slow.py'}:slow]", f"algorithm.steps={steps}", "checkpoint.every=5"]
+    overrides += [f"reward.functions=[{output / 'slow.py'}:slow]", f"algorithm.steps={steps}", "checkpoint.every=1"]
     draw = random.Random(steps)
     at = sorted(draw.sample(range(2, steps - 1), round(SHARE * steps)))
     with started(output / "effective", models, [*overrides, "algorithm.eval_every=null"]) as run:
