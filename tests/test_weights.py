@@ -195,6 +195,28 @@ def test_what_fails_while_all_live_ends_the_run(store: FakeStore, monkeypatch: p
         made.weights.publish(0)
 
 
+def test_one_that_had_no_part_in_a_transfer_is_not_lost_by_it(
+    store: FakeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was lost before, and restarts while its old process is asked."""
+    made = Made(monkeypatch, store)
+    made.members.lose(0, GroupError("it died"), 0)
+    made.rollout.dead = {0, 1}
+    ask = made.rollout.pulses
+
+    def pulses(within_s: float) -> list[Any]:
+        found = ask(within_s)
+        if made.members.state(0) == "lost":
+            made.members.restarting(0)
+        return found
+
+    monkeypatch.setattr(made.rollout, "pulses", pulses)
+    store.script = [GroupError("policy[0].publish: the connection is gone")]
+    made.weights.publish(0)
+    assert [each[:2] for each in store.sent] == [(0, [1, 2]), (0, [2])]
+    assert made.members.losses == [1, 1, 0] and made.members.state(0) == "restarting"
+
+
 def test_without_any_engine_a_transfer_waits_for_one(store: FakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
     made = Made(monkeypatch, store)
     for engine in range(3):

@@ -165,8 +165,9 @@ def split_by(
             try:
                 return _split(engines, method, there, asked)
             except RankLost as error:
+                generation = members.generation(error.rank)
                 if members.losses[error.rank] == losses[error.rank]:  # else that is known
-                    members.lose(error.rank, error, members.generation(error.rank))
+                    members.lose(error.rank, error, generation)
 
     return split
 

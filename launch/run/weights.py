@@ -149,15 +149,16 @@ class Weights:
         while all(members.losses[engine] == losses[engine] for engine in engines):
             if time.monotonic() > until:
                 return False
-            # Of one that has joined since, nobody was asked for anything.
-            for engine, told in zip(range(len(losses)), self._rollout.pulses(_PULSE_S), strict=False):
-                if isinstance(told, RankLost):
+            for engine, told in enumerate(self._rollout.pulses(_PULSE_S)):
+                # Others had no part in it: one that was lost before may be replaced by now.
+                if engine in engines and isinstance(told, RankLost):
                     self._lose(engine, losses, told)
         return True
 
     def _lose(self, engine: int, losses: Sequence[int], error: GroupError) -> None:
+        generation = self._members.generation(engine)
         if self._members.losses[engine] == losses[engine]:  # else it has a new process by now
-            self._members.lose(engine, error, self._members.generation(engine))
+            self._members.lose(engine, error, generation)
 
 
 def _store(config: RunConfig, roster: Roster, directory: str) -> "BroadcastStore | HolderStore":
