@@ -60,6 +60,8 @@ class StoredCheckpoints:
         """
         self._storage, self._run, self._driver = storage, run, driver
         self._below = f"{run}/checkpoints"
+        self._damaged: set[int] = set()
+        """Steps of which something was found that is not what was put: they are put anew, whatever manifests say."""
 
     @property
     def url(self) -> str:
@@ -142,11 +144,12 @@ class StoredCheckpoints:
         files = _files_of(attempt.directory)
         base = self._base(attempt.step)
         known = self._kept(attempt.step)
-        if known is None or known.files != files:
+        if known is None or known.files != files or attempt.step in self._damaged:
             self._put_files(attempt, files)
             manifest = {"attempt": attempt.name, "files": {name: list(kept) for name, kept in files.items()}}
             self.require_ours()
             self._storage.put_text(json.dumps(manifest, indent=1), f"{base}/{_MANIFEST}")
+            self._damaged.discard(attempt.step)
         for pointer in ["best"] * best + ["latest"] * latest:
             # What is done already is not done again when the rest is tried again: it would fail for ever, perhaps.
             if self.pointer(pointer) != attempt.step:
@@ -156,6 +159,12 @@ class StoredCheckpoints:
     def fetch(self, step: int, directory: Path) -> str | None:
         """Write the files of a checkpoint into a directory; returns what is wrong with it, in words that begin with an
         address; None when nothing is. Raises OSError when they cannot be written."""
+        flaw = self._fetch(step, directory)
+        if flaw:
+            self._damaged.add(step)
+        return flaw
+
+    def _fetch(self, step: int, directory: Path) -> str | None:
         base = f"{self._storage.url}/{self._base(step)}"
         kept = self._kept(step)
         if kept is None:
