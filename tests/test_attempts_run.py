@@ -1,4 +1,4 @@
-"""A run that loses its driver, a rank and its Ray, one after the other, killed or frozen, goes on as if nothing had."""
+"""A run that loses its driver and a rank, one after the other, goes on as if nothing had."""
 
 import os
 import re
@@ -15,15 +15,14 @@ from tests.conftest import LETTERS, Job
 from tests.outside import process_name
 
 Start = Callable[..., Job]
-STEPS = 90
+STEPS = 60
 FAULTS = (
     ("policy", signal.SIGKILL, "died"),
-    ("raylet", signal.SIGSTOP, "froze"),
     ("driver", signal.SIGKILL, "died"),
 )
 """Others, and the same in other ways, are in tests/chaos."""
 CONFIG: dict[str, Any] = {
-    "algorithm": {"name": "sft", "steps": STEPS, "samples_per_update": 128, "eval_every": 60},
+    "algorithm": {"name": "sft", "steps": STEPS, "samples_per_update": 128, "eval_every": 40},
     "model": {"init": {"hidden_size": 96, "layers": 4, "heads": 2, "alphabet": LETTERS, "max_positions": 64}},
     "policy": {"optimizer": {"lr": 3e-3}, "ranks": 2},
     "checkpoint": {"every": 4},
@@ -69,9 +68,6 @@ def process_of(job: Job, who: str) -> int:
     driver = int(children[-1])  # the other one is its guard
     if who == "driver":
         return driver
-    if who == "raylet":
-        children = Path(f"/proc/{driver}/task/{driver}/children").read_text().split()
-        return next(pid for pid in map(int, children) if process_name(pid) == "raylet")
     return max(pid for pid in job.pids() if process_name(pid).startswith("ray::"))
 
 

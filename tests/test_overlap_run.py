@@ -15,15 +15,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import psutil
 import pytest
 
 from actors.files.parts import read_arrays
-from launch.tracking.events import RECOVERED, read_events
 
 Start = Callable[..., Any]
 ROWS, PROMPTS, SAMPLES, EPOCHS, MOST = 40, 8, 4, 10, 2
-ENDS = ("killed", "SIGTERM", "frozen", "reward", "fails", "finished")
+ENDS = ("killed", "SIGTERM", "reward", "fails", "finished")
 STEPS = ROWS * EPOCHS // PROMPTS
 REWARD = """
 from pathlib import Path
@@ -49,10 +47,6 @@ class History:
         self.ends: dict[str, SimpleNamespace] = {}
         self.job: Any = None
         self.began = 0.0
-        self.reward = self.policy = 0
-        """Processes that were stopped."""
-        self.events: list[dict[str, Any]] = []
-        """What was told of them."""
 
     def start(self, *overrides: str, fault: str = "") -> None:
         self.began = time.monotonic()
@@ -76,36 +70,6 @@ class History:
             return steps >= 2 and self.last_step() > 0 and scored > (steps + 1) * PROMPTS * SAMPLES
 
         self.job.wait_until(ahead, "group that is made ahead")
-
-    def freeze(self) -> None:
-        """Stop the reward process, and when a step has been made with another one, the policy."""
-        file = self.job.directory / "events.jsonl"
-        earlier = len(read_events(file))
-        self.reward, done = self.pid_of("RewardWorker"), len(self.job.steps())
-        os.kill(self.reward, signal.SIGSTOP)
-        self.job.wait_until(lambda: RECOVERED in [line["event"] for line in read_events(file)[earlier:]], "recovery")
-        self.job.wait_until(lambda: len(self.job.steps()) > done + 1, "step after it")
-        assert self.pid_of("RewardWorker", self.reward) != self.reward
-        self.policy = self.pid_of("PolicyWorker")
-        os.kill(self.policy, signal.SIGSTOP)
-        assert self.job.wait(60) == 1, "long before any deadline"
-        self.events = read_events(file)[earlier:]
-
-    def pid_of(self, worker: str, *before: int) -> int:
-        """Of the start's process that runs this class of worker."""
-        found: list[int] = []
-
-        def is_there() -> bool:
-            for pid in self.job.pids():
-                try:
-                    if psutil.Process(pid).cmdline()[:1][0].startswith(f"ray::{worker}") and pid not in before:
-                        found.append(pid)
-                except (psutil.NoSuchProcess, IndexError):
-                    continue
-            return bool(found)
-
-        self.job.wait_until(is_there, f"process of a {worker}")
-        return found[0]
 
     def end(self, name: str, code: int | None) -> None:
         """Wait for the end; `code` None: it was killed."""
@@ -146,7 +110,7 @@ def settings_for(model: Path, **algorithm: Any) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def history(tandem: Start, warm_model: Path, tmp_path_factory: pytest.TempPathFactory) -> History:
-    """Ten passes over 40 rows with max_staleness 2, evaluations in between, ended five times and gone on with."""
+    """Ten passes over 40 rows with max_staleness 2, evaluations in between, ended four times and gone on with."""
     directory = tmp_path_factory.mktemp("overlap")
     rows_of(directory, ROWS)
     history = History(tandem, directory, settings_for(warm_model, max_staleness=MOST, epochs=EPOCHS))
@@ -158,10 +122,6 @@ def history(tandem: Start, warm_model: Path, tmp_path_factory: pytest.TempPathFa
     history.wait_until_ahead()
     history.job.process.send_signal(signal.SIGTERM)
     history.end("SIGTERM", 130)
-    history.start("run.max_restarts=0")
-    history.wait_until_ahead()
-    history.freeze()
-    history.end("frozen", 1)
     history.start()
     history.wait_until_ahead()
     (directory / "broken").touch()
@@ -198,21 +158,6 @@ def test_told_to_stop_a_run_saves_what_it_has_ahead(history: History) -> None:
     assert f"stopped by SIGTERM after step {end.steps} of {STEPS}" in end.text
     assert end.text.count("stopped; a checkpoint is in ") == 1
     assert end.ahead > 0
-
-
-def test_a_run_notices_what_stops(history: History) -> None:
-    """One of which a reward process stops goes on; one of which a rank stops ends within seconds, though deadlines are
-    ten minutes; its events say who it was, and how that was noticed."""
-    end = history.ends["frozen"]
-    assert re.search(r"^step \d+, \w+: policy\[0\] froze \(noticed by its state after ", end.text, re.MULTILINE)
-    assert failure(end).startswith("policy[0].") and "the process died" in failure(end)
-    found = [(line["event"], line["who"], line["pid"], line["what"], line["noticed_by"]) for line in history.events]
-    assert found == [
-        ("noticed", "reward[0]", history.reward, "froze", "stopped"),
-        ("recovered", "reward[0]", history.reward, "froze", "stopped"),
-        *((event, "policy[0]", history.policy, "froze", "stopped") for event in ("noticed", "given up")),
-    ]
-    assert all(0 < line["noticed_s"] <= 5 for line in history.events)
 
 
 def failure(end: SimpleNamespace) -> str:

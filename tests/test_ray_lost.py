@@ -1,10 +1,6 @@
 """A run whose Ray dies says so, instead of the process that it took along."""
 
-import os
-import subprocess
-import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,48 +10,6 @@ from ray.exceptions import RaySystemError
 from actors.group import GroupError
 from launch.run import ray_lost
 from launch.run.ray_lost import RayLost, told_of_ray
-
-ROOT = Path(__file__).resolve().parent.parent
-PROGRAM = """
-import os, signal, sys
-import ray
-from ray._private import worker as ray_worker
-from ray.util.placement_group import placement_group
-from actors.group import ActorGroup, Slot
-from launch.run.ray_lost import RayLost, told_of_ray
-from tests.fake_receivers import Engine
-
-ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, object_store_memory=100 * 2**20)
-placement = placement_group([{"CPU": 1.0}])
-assert placement.wait(60)
-slot = Slot(placement=placement, bundle=0, cpus=0.1, gpus=0, threads=1)
-group = ActorGroup("rollout", Engine, [slot], timeout_s=60, log_directory=sys.argv[1])
-group.spawn()
-group.call(Engine.state)
-[raylet] = [process for kind, [process] in ray_worker._global_node.all_processes.items() if kind == "raylet"]
-os.kill(raylet.process.pid, signal.SIGKILL)
-try:
-    with told_of_ray({ray.get_runtime_context().get_node_id()}):
-        group.call(Engine.will, "freeze")
-        group.call(Engine.update_weights)
-except RayLost as error:
-    print("told:", raylet.process.pid, *error.who, error)
-"""
-
-
-def test_a_killed_raylet_is_what_is_told_of(tmp_path: Path) -> None:
-    """Ray 2.60: the driver lives on, and its actors have died for no reason that it is told of."""
-    command = [sys.executable, "-c", PROGRAM, str(tmp_path)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
-    [line] = [line for line in done.stdout.splitlines() if line.startswith("told:")] or [done.stderr[-2000:]]
-    _, pid, who, told = line.split(" ", 3)
-    assert who == "raylet"
-    assert told.startswith(
-        f"of Ray's own processes on this machine died raylet (process {pid}, killed by signal 9), and the run's "
-        f"processes with it; first told of: rollout[0]."
-    ), line
-
 
 NODES = [
     {"NodeID": "a", "Alive": True, "NodeManagerAddress": "10.0.0.1"},
