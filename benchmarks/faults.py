@@ -253,7 +253,8 @@ def main() -> None:
         text = _kinds_section(costs, f"kinds --times {given.times}")
     else:
         found, effect, step_s = effective(output, models, given.steps, given.step_s)
-        text = _effective_section(found, effect, step_s, given.steps, f"effective --steps {given.steps} --step-s {given.step_s:g}")
+        command = f"effective --steps {given.steps} --step-s {given.step_s:g}"
+        text = _effective_section(found, effect, step_s, given.steps, command)
     print(text)
     results.write_section(f"faults-{given.verb}", text)
 
