@@ -254,6 +254,22 @@ def test_an_end_that_was_meant_is_no_fault(start: Start, tmp_path: Path) -> None
     assert told == []
 
 
+def test_a_death_that_is_mended_before_it_is_told_of(start: Start, tmp_path: Path) -> None:
+    """One look finds both, as a worker may start within the second between two looks."""
+    (old, _), (new, _) = start(SLEEPS), start(SLEEPS)
+    children, told = Children(old), Told()
+    watch = watching(tmp_path, children, told)
+    looks(watch, 101)
+    os.kill(old, signal.SIGKILL)
+    wait_until(lambda: has_ended(old), "the end of a killed process")
+    children.died = [(0, 0)]
+    children.put(0, 1, new)
+    looks(watch, 102)
+    assert [line["event"] for line in read_events(tmp_path / "events.jsonl")] == ["noticed", "recovered"]
+    looks(watch, 103)
+    assert len(told) == 1 and watch._faults == {}
+
+
 def test_a_death_that_a_call_has_told_of_first(start: Start, tmp_path: Path) -> None:
     """It is told of once, and mended by another worker in its place, when that has started."""
     (old, _), (new, _) = start(SLEEPS), start(SLEEPS)

@@ -208,7 +208,11 @@ class ProcessWatch:
         )  # fmt: skip
         number = self._events.noticed(fault)
         if loss.group == REWARD:
-            self._faults[loss.group, loss.rank] = number
+            there = self._ranks.get((loss.group, loss.rank))
+            if there and there.generation != loss.generation and there.process:  # the same look has found the next one
+                self._events.recovered(number, "restarted")
+            else:
+                self._faults[loss.group, loss.rank] = number
         try:
             self._on_lost(loss)
         except Exception as error:  # Whatever it is: the others are to be heard of all the same.

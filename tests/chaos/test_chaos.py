@@ -28,7 +28,7 @@ ORDINARY = 159
 """Its seed."""
 MANY, PAIR = 20, 2
 """The same of each of the others."""
-STEPS_A_TIME = 4
+STEPS_A_TIME = 6
 METRIC, AT_LEAST = "eval/reward/right", 0.5
 AS_MEANT = 0.9
 """Least share of the faults for which there is a moment."""
