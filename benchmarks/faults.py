@@ -157,15 +157,18 @@ def effective(output: Path, models: Sequence[Path], steps: int, step_s: float) -
     (output / "slow.py").write_text(_REWARD.format(seconds=step_s / PROMPTS), encoding="utf-8")
     overrides = ["rollout.engines=2", "rollout.threads_per_engine=1", "rollout.cpus_per_engine=0.4"]
     overrides += [f"reward.functions=[{output / 'slow.py'}:slow]", f"algorithm.steps={steps}", "checkpoint.every=1"]
+    deadline_s = 300 + 3 * step_s * steps
     draw = random.Random(steps)
     at = sorted(draw.sample(range(2, steps - 1), round(SHARE * steps)))
     with started(output / "effective", models, [*overrides, "algorithm.eval_every=null"]) as run:
         injector = Injector(run)
         for step in at:
-            run.wait_for_step(step - 1, 40 * step_s * steps)
+            run.wait_for_step(step - 1, deadline_s)
             kind = draw.choices(list(KINDS), list(KINDS.values()))[0]
             injector.inject(Hit(kind, PHASES[kind], draw.choice((KILL, STOP)), draw.random()))
-        run.wait_for_step(steps, 40 * step_s * steps)
+        run.wait_for_step(steps, deadline_s)
+        if injector.missed:
+            raise BenchmarkError(f"fewer faults than in a tenth of the steps, no moment for {injector.missed[0].text}")
         return injector.done, run.lines()[-1]["time/effective"], run.step_s
 
 
