@@ -165,12 +165,12 @@ class Job:
             time.sleep(0.02)
 
     def pids(self) -> list[int]:
-        """Of the processes that carry this command's mark."""
-        return [pid for pid, _ in _marked(self.mark)]
+        """Of the processes that carry this command's mark, or are of a session that it leads."""
+        return [pid for pid, _ in _marked(self.mark, self.process.pid)]
 
     def processes(self) -> list[str]:
-        """Command lines of the processes, the first one included, that carry this command's mark."""
-        return [name for _, name in _marked(self.mark)]
+        """Command lines of the processes, the first one included."""
+        return [name for _, name in _marked(self.mark, self.process.pid)]
 
     def left_behind(self, patience_s: float = 40) -> list[str]:
         """Processes still there some time after the end."""
@@ -181,7 +181,7 @@ class Job:
 
     def end(self) -> None:
         """Kill whatever of it still runs."""
-        for pid, _ in _marked(self.mark):
+        for pid in self.pids():
             try:
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
@@ -189,15 +189,17 @@ class Job:
         self.process.wait(30)
 
 
-def _marked(mark: str) -> list[tuple[int, str]]:
+def _marked(mark: str, session: int) -> list[tuple[int, str]]:
+    """Ray 2.60 writes the titles of its agents over their environment, and the mark is lost; their session is not."""
     wanted = f"{MARK}={mark}".encode()
     found = []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
         try:
-            # A zombie's environment is empty: it holds nothing any more.
-            if wanted in (entry / "environ").read_bytes().split(b"\0"):
+            stat = (entry / "stat").read_text(errors="replace").rpartition(")")[2].split()
+            marked = wanted in (entry / "environ").read_bytes().split(b"\0")
+            if stat[0] not in "ZX" and (marked or int(stat[3]) == session):  # a zombie holds nothing any more
                 name = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
                 found.append((int(entry.name), name))
         except (FileNotFoundError, ProcessLookupError, PermissionError):
@@ -236,6 +238,7 @@ def cluster(environment: dict[str, str]) -> Iterator[str]:
             stdout=log,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
+            start_new_session=True,
         )
     deadline = time.monotonic() + 60
     while "Ray runtime started" not in (directory / "log").read_text():
@@ -245,7 +248,7 @@ def cluster(environment: dict[str, str]) -> Iterator[str]:
         time.sleep(0.1)
     yield f"127.0.0.1:{port}"
     # Told to end, it may wait half a minute for one of its processes.
-    for pid, _ in _marked(mark):
+    for pid, _ in _marked(mark, head.pid):
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     head.wait(60)

@@ -379,11 +379,18 @@ def gone(pid: int) -> None:
         time.sleep(0.01)
 
 
+MARKED, GROUPED = "start_new_session=True", "env={}"
+"""How processes of a run are known: by the environment of its descendants, or by the driver's process group, where a
+process has written over its environment, as Ray's agents do."""
+
+
+@pytest.mark.parametrize(("known", "sent"), [(MARKED, "STOP"), (GROUPED, "CONT")])
 @pytest.mark.parametrize("lines", [["wait()"], ["note('waits')", "die()"]])
-def test_a_run_that_was_killed_leaves_nothing(started: Any, lines: list[str]) -> None:
-    """Be it its parent, with all of its group, or its driver that was killed, for good."""
-    left = "process = subprocess.Popen(['sleep', '600'], start_new_session=True)"
-    run = started("loaded(0)", left, "os.kill(process.pid, signal.SIGSTOP)", "note('pid', process.pid)", *lines)
+def test_a_run_that_was_killed_leaves_nothing(started: Any, lines: list[str], known: str, sent: str) -> None:
+    """Be it its parent, with all of its group, or its driver that was killed, for good. (The kernel itself ends what is
+    stopped in the group.)"""
+    left = f"process = subprocess.Popen(['sleep', '600'], {known})"
+    run = started("loaded(0)", left, f"os.kill(process.pid, signal.SIG{sent})", "note('pid', process.pid)", *lines)
     run.until_it_waits()
     with suppress(ProcessLookupError):
         os.killpg(run.process.pid, signal.SIGKILL)
@@ -418,16 +425,17 @@ def test_a_driver_inherits_no_blocked_signal(started: Any) -> None:
     assert run.lines("blocked") == ["0", "0" * 16] * 2
 
 
-def test_what_a_killed_driver_leaves_is_ended_first(started: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("known", "sent"), [(MARKED, "STOP"), (GROUPED, "CONT")])
+def test_what_a_killed_driver_leaves_is_ended_first(started: Any, known: str, sent: str) -> None:
     """Its processes, be they stopped and of another session, and its directories; what delivers metrics may end."""
-    left = "subprocess.Popen(['sleep', '600'], start_new_session=True)"
+    left = f"subprocess.Popen(['sleep', '600'], {known})"
     program = "import time; time.sleep(1); open({str(HERE / 'delivered')!r}, 'w')"
     feeder = f"subprocess.Popen([sys.executable, '-c', f\"{program}\", 'wandb_feeder.py'])"
     run = started(
         "number = loaded()",
         "if number == 2: note('second', f\"{(HERE / 'delivered').exists()} {(HERE / 'left').exists()}\"); return 0",
         f"process = {left}",
-        "os.kill(process.pid, signal.SIGSTOP)",
+        f"os.kill(process.pid, signal.SIG{sent})",
         "note('pid', process.pid)",
         feeder,
         "(HERE / 'left/ray').mkdir(parents=True)",

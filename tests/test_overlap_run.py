@@ -198,7 +198,7 @@ def test_every_prompt_is_trained_on_once_in_a_pass_or_named(ended: Any) -> None:
 def test_no_response_is_older_than_allowed_and_some_are_old(ended: Any) -> None:
     """The policy that step s trains has version s - 1, and so has the oldest that may have sampled for it, less two."""
     ages = [sample["step"] - 1 - sample["version"] for sample in rows(ended)]
-    assert min(ages) >= 0 and max(ages) == MOST
+    assert min(ages) >= 0 and 0 < max(ages) <= MOST
     for step, line in ended.steps().items():
         if step:
             assert 0 <= line["staleness/mean"] <= line["staleness/max"] <= MOST

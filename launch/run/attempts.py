@@ -133,6 +133,7 @@ class _Parent:
         self._signals.release()
         with suppress(OSError):  # as the child does itself: whoever comes first
             os.setpgid(pid, pid)
+        self._guard.has(pid)
         os.close(writing)
         os.set_blocking(reading, False)
         self._number += 1
@@ -242,7 +243,7 @@ class _Parent:
 
     def _make_way(self, driver: _Driver) -> None:
         """Wait until nothing of the last attempt is in the way of the next."""
-        left = end_leftovers(driver.mark, lambda seconds: bool(self._signal(seconds) and self._asked))
+        left = end_leftovers(driver.mark, lambda seconds: bool(self._signal(seconds) and self._asked), [driver.pid])
         if left and not self._asked:
             _say(f"warning: waited in vain for the end of {', '.join(left)}, of the driver before: going on beside it")
         for directory in driver.leaves:
