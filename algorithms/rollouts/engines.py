@@ -159,6 +159,10 @@ class RayEngines:
         """Request -> its responses, which a poll has brought along."""
         self._collected: dict[ObjectRef[None], tuple[int, list[Finished], list[ObjectRef[Had]]]] = {}
         """Ended requests, of which nothing is told before their responses have left the engine's process."""
+        self._arriving: dict[ObjectRef[Had], tuple[int, Finished]] = {}
+        """Responses of ended requests, of which nothing is told before the driver's node has a copy of them: that of
+        the engine may be lost. Ray sends small ones along with the answer, and keeps the others where they were made
+        until somebody reads them."""
         self._calls: dict[ObjectRef[None], tuple[int, str, list[int]]] = {}
         """Of which only failures matter: engine, method, and requests that were submitted."""
         self._told_changes = -1
@@ -230,8 +234,9 @@ class RayEngines:
     def wait(self, others: Sequence[ObjectRef], timeout_s: float) -> list[Event]:
         """See `Engines`."""
         missing = not all(self._open)
-        if waits_for := [*self._polls, *self._collected, *others]:  # Ray refuses to wait for nothing
-            # That one is back is no answer to any call.
+        # Ray refuses to wait for nothing.
+        if waits_for := [*self._polls, *self._collected, *self._arriving, *others]:
+            # That one is back is no answer to any call. Waiting for responses brings them here.
             ray.wait(waits_for, num_returns=1, timeout=min(timeout_s, _SOON_S) if missing else timeout_s)
         elif missing:
             self.members.wait(timeout_s, self._told_changes)
@@ -245,8 +250,11 @@ class RayEngines:
         for call in [call for call in self._collected if call in done]:
             engine, finished, found = self._collected.pop(call)
             if self._answer(engine, call, "collect", False) is None:
-                self._here.update(zip((each.request for each in finished), found, strict=True))
-                events += (Ended(engine, self._ended(each)) for each in finished)
+                self._arrive(engine, finished, found)
+        arrived = _done([*self._arriving])
+        for ref in [ref for ref in self._arriving if ref in arrived]:
+            engine, ended = self._arriving.pop(ref)
+            events.append(Ended(engine, self._ended(ended)))
         # Last: what has ended before an engine was lost has ended.
         events += self._changes()
         self.notes.take_in()
@@ -279,9 +287,10 @@ class RayEngines:
         self._waiting[engine].difference_update(each.request for each in finished)
         self.notes.ended([each.request for each in finished])
         sampled = [each for each in finished if not each.error and not each.aborted]
-        # Not strict: there may be more of them than places, or fewer.
-        self._here.update(zip((each.request for each in sampled), places, strict=False))
-        if away := [each for each in sampled[len(places) :] if each.request not in self._unwanted]:
+        # There may be more of them than places, or fewer.
+        self._arrive(engine, sampled, places)
+        rest = sampled[len(places) :]
+        if away := [each for each in rest if each.request not in self._unwanted]:
             # One call, whatever the number: it takes the driver as long as all that it does for a sample beside.
             told, *found = self._fetch(engine, [each.request for each in away])
             self._collected[told] = engine, away, found
@@ -289,8 +298,14 @@ class RayEngines:
             self.members.proved(engine)
         if self._waiting[engine] and self._takes(engine):
             self._poll(engine)
-        later = {each.request for each in away}
+        later = {each.request for each in (*sampled[: len(places)], *away)}
         return [Ended(engine, self._ended(each)) for each in finished if each.request not in later]
+
+    def _arrive(self, engine: int, finished: Sequence[Finished], found: "Sequence[ObjectRef[Had]]") -> None:
+        """Responses to these requests are somewhere: not strict, as one of both may be longer."""
+        for each, ref in zip(finished, found, strict=False):
+            self._here[each.request] = ref
+            self._arriving[ref] = engine, each
 
     def _fetch(self, engine: int, requests: list[int]) -> list[Any]:
         """References to None, and then to the responses to each of these requests."""
@@ -330,7 +345,8 @@ class RayEngines:
     def _known(self, engine: int) -> set[int]:
         """Requests of which `wait` will tell."""
         collected = (each.request for of, ended, _ in self._collected.values() if of == engine for each in ended)
-        return self._waiting[engine].union(collected)
+        arriving = (ended.request for of, ended in self._arriving.values() if of == engine)
+        return self._waiting[engine].union(collected, arriving)
 
     def _forget(self, engine: int) -> None:
         """Nothing that a process that is gone was asked for comes any more."""
