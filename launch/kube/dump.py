@@ -1,6 +1,6 @@
 """YAML of manifests, by PyYAML: a stable order, and quotes that every reader takes for the same text.
 
-Kubernetes' parsers mix YAML 1.1 and 1.2, where `on`, `1e3`, `0o17`, `12:30:45` or `1_000` may be text or not, and PyYAML
+Kubernetes' parsers mix YAML 1.1 and 1.2, where `on`, `1e3`, `0o17`, `12:30:45` or `1_000` may be text or not; PyYAML
 quotes for the first one alone. So every string and key is quoted unless it is plainly a word, and nothing is folded.
 """
 
