@@ -15,7 +15,8 @@ from actors.rollout.simulated import SimulatedRolloutWorker, Table
 from actors.rollout.types import EngineStats, Request, Sampling
 from actors.rollout.worker import CONCURRENCY
 from algorithms.rl.bubbles import Bubbles
-from algorithms.rollouts.engines import Ended, RayEngines
+from algorithms.rollouts.engines import Ended
+from algorithms.rollouts.ray_engines import RayEngines
 
 DEADLINE_S = 60
 

@@ -26,7 +26,7 @@ from actors.group import ActorGroup
 from actors.rollout.simulated import SimulatedRolloutWorker, Table
 from actors.rollout.types import Request, Sampling
 from actors.rollout.worker import CONCURRENCY
-from algorithms.rollouts.engines import RayEngines
+from algorithms.rollouts.ray_engines import RayEngines
 from launch.run import reserve
 from launch.run.local_ray import only_what_is_used
 from launch.run.places import Places, fill, have_room_for_engine

@@ -117,8 +117,8 @@ def build_rl(kind: RLKind, placement: Placement, reporter: RunReporter, roster: 
     from algorithms.division.deals import split_by
     from algorithms.rl.overlapped_gradients import OverlappedGradients
     from algorithms.rl.recovery import LearnedSteps
-    from algorithms.rollouts.engines import RayEngines
     from algorithms.rollouts.membership import Membership
+    from algorithms.rollouts.ray_engines import RayEngines
 
     reporter.phase("loading models")
     models = spawn_models(config, directory, placement, roster)
