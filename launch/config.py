@@ -82,7 +82,7 @@ class CheckpointConfig(Config):
 
 
 class TrackingConfig(Config):
-    """Where metrics and samples go, beside metrics.jsonl, samples.jsonl and eval_samples.jsonl."""
+    """Where metrics and samples go, beside metrics.jsonl, samples.jsonl, tokens.jsonl and eval_samples.jsonl."""
 
     wandb: bool = True
     """Log to Weights & Biases; offline when no API key is set."""
@@ -98,9 +98,21 @@ class TrackingConfig(Config):
     """Weights & Biases tags."""
     samples_per_step: Count = 8
     """Completions a step writes to samples.jsonl, evenly spaced between its best and its worst one."""
+    groups_per_step: Count = 1
+    """Prompts of which a step writes all completions to samples.jsonl, those whose rewards differ most."""
+    token_samples: Count = 1
+    """Completions of a step, of those that are written, whose tokens go to tokens.jsonl with their logprobs: first the
+    best and the worst of each whole group."""
     eval_samples: Count | None = 64
     """Completions that an evaluation of ppo or grpo writes to eval_samples.jsonl, those of the first prompts; null: all
     of them."""
+
+    @model_validator(mode="after")
+    def _tokens_are_of_samples(self) -> "TrackingConfig":
+        if not self.samples_per_step and not self.groups_per_step:
+            why = "with samples_per_step 0 and groups_per_step 0, as it is of their completions"
+            refuse_unused(self, "token_samples", why=why)
+        return self
 
     @model_validator(mode="after")
     def _names_are_names(self) -> "TrackingConfig":

@@ -30,7 +30,7 @@ from algorithms.division.work import (
 )
 from algorithms.loop import Metrics
 from algorithms.rl.estimators import Estimator
-from algorithms.rl.metrics import ReportedAdvantages, best_to_worst, update_metrics
+from algorithms.rl.metrics import ReportedAdvantages, update_metrics
 from algorithms.rl.overlapped_gradients import Accumulated
 from algorithms.rl.policy_loss import divisors, policy_loss
 from algorithms.rl.read_passes import Outstanding, Pending, ReadPass, begin_reading
@@ -112,8 +112,8 @@ class RL(Steps):
         """
         kl_coef = self.kl.coef if self.config.kl_in == "reward" else 0.0
         calls, whole = [], self._counted(groups)
-        # Advantages of tokens stay with the ranks: the driver asks for means of those that it will show.
-        kept = best_to_worst(groups, self.samples_per_step)
+        # Advantages of tokens stay with the ranks: the driver asks for means of those that it will report.
+        kept = self.sample_report.choose(groups).written
         reported = {(number, index): groups[number].infos[index].sampled_tokens for number, index in kept}
         for rank, numbers in enumerate(deal_groups(groups, len(group))):
             own = {number: scores[number].tolist() for number in numbers}

@@ -33,13 +33,13 @@ from algorithms.rl.metrics import (
     left_out_rows,
     reward_metrics,
     rollout_metrics,
-    sample_rows,
 )
 from algorithms.rl.overlapped_gradients import OverlappedGradients
 from algorithms.rl.overlapped_reads import OverlappedReads
 from algorithms.rl.read_passes import ReadPass
 from algorithms.rl.recovery import Learned, LearnedSteps, Mender
 from algorithms.rl.reward_models import RewardModelGroup, Scorers
+from algorithms.rl.sample_report import SampleReport
 from algorithms.rl.shaper import RewardShaper
 from algorithms.rl.shaping import AdaptiveKL
 from algorithms.rollouts.failures import Failures
@@ -95,7 +95,8 @@ class Steps:
     """Of the weights that the engines have: how often others than the first were published."""
     moved: bool = False
     """Whether the policy has learned since it was published."""
-    samples_per_step: int = 8
+    sample_report: SampleReport = field(default_factory=SampleReport)
+    """What of a step's responses is reported."""
     eval_samples: int | None = 64
     """Completions that an evaluation reports, or all of them."""
     keeps_cache: bool = False
@@ -318,8 +319,9 @@ class Steps:
         shown = self.step == 1 or any(name.startswith("eval/") for name in metrics)
         try:
             self.reporter.step(self.step, metrics, left_out_rows(discards))
-            rows = sample_rows(groups, advantages, self.samples_per_step, self.reporter.note)
-            self.reporter.samples(self.step, rows, shown)
+            rows = self.sample_report.rows(groups, advantages, self.reporter.note)
+            self.reporter.samples(self.step, rows.spread + rows.others, rows.spread if shown else [])
+            self.reporter.tokens(self.step, rows.tokens)
         finally:
             self.checkpoint.keep()  # also when only the report has failed: the step is made
         if self.mender:

@@ -7,7 +7,7 @@ from pathlib import Path
 from launch.tracking.events import NAME as EVENTS
 from launch.tracking.now import NOW
 
-_LINES = ("metrics.jsonl", "samples.jsonl", "eval_samples.jsonl", EVENTS)
+_LINES = ("metrics.jsonl", "samples.jsonl", "tokens.jsonl", "eval_samples.jsonl", EVENTS)
 _RESULTS = (*_LINES, "curves.png", "export", "mteb")
 _MOST_NAMED = 6
 

@@ -66,11 +66,16 @@ class RunReporter:
         if self._curves:
             self._curves.step()
 
-    def samples(self, step: int, rows: Sequence[Mapping[str, object]], show: bool) -> None:
-        """Write completions with their rewards, and show a few of them: from the best to the worst."""
+    def samples(self, step: int, rows: Sequence[Mapping[str, object]], shown: Sequence[Mapping[str, object]]) -> None:
+        """Write completions with their rewards, and show a few of those that are `shown`: from the best to the
+        worst."""
         self._tracker.samples(step, rows)
-        if show and rows:
-            self._display.samples(spread_over(rows, SAMPLES_SHOWN))
+        if shown:
+            self._display.samples(spread_over(shown, SAMPLES_SHOWN))
+
+    def tokens(self, step: int, rows: Sequence[Mapping[str, object]]) -> None:
+        """Write the tokens of some of these completions."""
+        self._tracker.tokens(step, rows)
 
     def evaluation(self, step: int, rows: Sequence[Mapping[str, object]]) -> None:
         """Write the completions of an evaluation."""
