@@ -101,8 +101,8 @@ class TrackingConfig(Config):
     groups_per_step: Count = 1
     """Prompts of which a step writes all completions to samples.jsonl, those whose rewards differ most."""
     token_samples: Count = 1
-    """Completions of a step, of those that are written, whose tokens go to tokens.jsonl with their logprobs: first the
-    best and the worst of each whole group."""
+    """Completions of a step, of those that are written, whose tokens and logprobs go to tokens.jsonl: first the best
+    and the worst of each whole group."""
     eval_samples: Count | None = 64
     """Completions that an evaluation of ppo or grpo writes to eval_samples.jsonl, those of the first prompts; null: all
     of them."""

@@ -184,6 +184,11 @@ def _assert_groups_and_tokens_are_kept(directory: Path, samples: list[dict[str, 
         assert len(told["pieces"]) == own["length"] == len(told["logprobs"])
         assert all(-20 < logprob <= 0 for logprob in told["logprobs"])
         assert set(told["versions"]) == {own["version"]} and set(told["sampled"]) == {True}
+        assert ("ratio" in told) == bool(own["advantage"]), "the others do not go through the model"
+        if "ratio" in told:
+            assert told["ratio"] == pytest.approx([1.0] * own["length"], abs=1e-3), "sampled and trained by one version"
+            assert len(told["entropy"]) == own["length"] and all(0 <= each < 3 for each in told["entropy"])
+    assert sum("ratio" in told for told in tokens) > 25
 
 
 def _assert_evaluations_are_kept(directory: Path, steps: dict[int, dict[str, Any]]) -> None:

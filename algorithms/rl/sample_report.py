@@ -1,17 +1,19 @@
 """Which of a step's responses samples.jsonl and tokens.jsonl get, and what they tell of each."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+from ray import ObjectRef
 
-from actors.episodes import Episode, Place
+from actors.episodes import Episode, Place, TokenFields
 from actors.rollout.types import RolloutInfo
 from algorithms.loop import spread_over
 from algorithms.rl.metrics import ReportedAdvantages
-from algorithms.rl.responses import report_ends, responses_of
+from algorithms.rl.responses import noted_reads, report_ends, responses_of
 from algorithms.rollouts.groups import ScoredGroup
 
 Row = dict[str, Any]
@@ -74,9 +76,16 @@ class SampleReport:
         return Chosen(spread=spread, others=others, tokens=tokens)
 
     def rows(
-        self, groups: Sequence[ScoredGroup], advantages: ReportedAdvantages, note: Callable[[str], None]
+        self,
+        groups: Sequence[ScoredGroup],
+        advantages: ReportedAdvantages,
+        note: Callable[[str], None],
+        reads: Sequence[ObjectRef[TokenFields]] = (),
     ) -> StepRows:
-        """What the files get of a step; less, with a note, where responses cannot be read."""
+        """What the files get of a step; less, with a note, where responses cannot be read.
+
+        `reads` are what the policy has read of those whose tokens are told, as far as it has learned from them.
+        """
         chosen, until = self.choose(groups), report_ends()
         # Each group is fetched once, however many of its responses are shown.
         numbers = dict.fromkeys(number for number, _ in chosen.written)
@@ -90,10 +99,12 @@ class SampleReport:
             ]
 
         found = StepRows(spread=told(chosen.spread), others=told(chosen.others))
+        read = noted_reads(reads, until)
         for number, index in chosen.tokens:
             if self.texts and rollouts[number]:
                 own = {"group": number, "sample": index}
-                found.tokens.append(own | token_columns(rollouts[number][index], self.texts))
+                columns = token_columns(rollouts[number][index], self.texts, read.get((number, index)))
+                found.tokens.append(own | columns)
         return found
 
 
@@ -168,23 +179,42 @@ def _columns(group: ScoredGroup) -> Row:
     return {name: value for name, value in group.prompt.row.items() if name != "prompt" or value != group.prompt.text}
 
 
-def token_columns(episode: Episode, texts: Callable[[Sequence[int]], list[str]]) -> Row:
+def token_columns(
+    episode: Episode,
+    texts: Callable[[Sequence[int]], list[str]],
+    read: Mapping[str, NDArray[np.float32]] | None = None,
+) -> Row:
     """What tokens.jsonl tells of an episode behind its prompt, a list with a value per token each.
 
+    Args:
+        episode: of any number of turns.
+        texts: the text of each token.
+        read: policy_logprobs and entropies of all tokens, [L], where the policy has learned from them.
+
     Returns:
-        pieces: their texts; sampled: whether the policy chose them; logprobs and versions: of the sampler, None where
-        the token was given between turns; left_out: how many come behind the last one, only where there are any.
+        pieces: their texts; sampled: whether the policy chose them; logprobs and versions: of the sampler; entropy and
+        ratio: the policy's, and how much likelier it makes the token than the sampler did, only with `read`; all four
+        None where the token was given between turns; left_out: how many come behind the last one, only where there are
+        any.
     """
     start = len(episode.prompt_token_ids)
     kept = slice(start, start + MOST_TOKENS)
     sampled = episode.action_mask[kept].tolist()
-    logprobs = episode.at_sampled(lambda turn: turn.rollout_logprobs, 0)[kept].tolist()
+    logprobs = episode.at_sampled(lambda turn: turn.rollout_logprobs, 0)[kept].astype(np.float64)
+
+    def rounded(values: NDArray[np.floating[Any]]) -> list[float | None]:
+        return [round(value, _DIGITS) if own else None for value, own in zip(values.tolist(), sampled, strict=True)]
+
     versions = episode.versions[kept].tolist()
     found: Row = {
         "pieces": texts(episode.token_ids[kept].tolist()),
         "sampled": sampled,
-        "logprobs": [round(value, _DIGITS) if own else None for value, own in zip(logprobs, sampled, strict=True)],
+        "logprobs": rounded(logprobs),
         "versions": [int(value) if own else None for value, own in zip(versions, sampled, strict=True)],
     }
+    if read is not None:
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite becomes null
+            ratio = np.exp(read["policy_logprobs"][kept] - logprobs)
+        found |= {"entropy": rounded(read["entropies"][kept]), "ratio": rounded(ratio)}
     left_out = episode.tokens - start - len(sampled)
     return found | ({"left_out": left_out} if left_out else {})
