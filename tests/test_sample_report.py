@@ -173,9 +173,11 @@ def test_whole_groups_are_those_that_differ_most(rewards: list[list[float]], gen
 
 
 def test_equal_rewards_do_not_differ_by_rounding() -> None:
-    """The mean of three times 0.1 is no 0.1."""
+    """The mean of three times 0.1 is no 0.1, and a sum in another order another one."""
     assert np.std([0.1] * 3) > 0
     assert most_different([group(0, 1.0, 1.0), group(1, 0.1, 0.1, 0.1)], 1) == [0]
+    assert np.std([1.1, 0.7, 0.1]) > np.std([0.7, 0.1, 1.1])
+    assert most_different([group(0, 0.7, 0.1, 1.1), group(1, 1.1, 0.7, 0.1)], 1) == [0]
 
 
 def test_of_equal_rewards_those_of_other_prompts_come_first_in_the_order_of_the_groups() -> None:
