@@ -164,3 +164,19 @@ def test_no_rank_is_asked_where_no_tokens_are_told() -> None:
     methods = {method for _, method, _, _ in loop.policy.calls}
     assert methods.isdisjoint({TrainedWorker.note.__name__, TrainedWorker.tell_noted.__name__})
     assert loop.token_reads == []
+
+
+def test_the_screen_shows_the_best_to_worst_alone_and_the_file_gets_whole_groups(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made, told = test_rl_steps.Loop(), list[tuple[list[Any], list[Any]]]()
+    made.arguments["sample_report"] = SampleReport(samples=1, groups=1)
+    made.arguments["reporter"].samples = lambda step, rows, shown: told.append(
+        ([row["sample"] for row in rows], [row["sample"] for row in shown])
+    )
+    answers = SimpleNamespace(get=lambda reference, timeout: [episode([1], [2])] * 2)
+    monkeypatch.setattr("algorithms.rl.responses.ray", answers)
+    loop = made.grpo()
+    for _ in range(2):
+        test_rl_steps.finish(loop, [test_rl_steps.group(1.0, 0.0)], {})
+    assert told == [([1, 0], [1]), ([1, 0], [])], "the first step is shown"
