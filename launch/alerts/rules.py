@@ -99,7 +99,7 @@ class MetricRules:
         if self._spells.begins("falling", fall > rule.deviations, rule.for_steps):
             text = (
                 f"{rule.metric} fell from {in_words(_mean(before))} to {in_words(_mean(after))} in means over {window} "
-                f"steps, by {_times(fall)} standard deviations of a step, usually below {rule.deviations:g}; the last "
+                f"steps, by {_times(fall)} standard deviations of a step (told above {rule.deviations:g}); the last "
                 f"are steps {values[window][0]} to {step}"
             )
             yield Finding(rule="falling", level=rule.level, text=text, metric=rule.metric, value=value)
