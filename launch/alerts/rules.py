@@ -76,7 +76,9 @@ class MetricRules:
     def _limits(self, metrics: Metrics) -> Iterable[Finding]:
         for number, rule in enumerate(self._config.limits):
             value = metrics.get(rule.metric)
-            if value is None or not self._spells.begins(("limit", number), not within_limit(rule, value), rule.for_steps):
+            if value is None:
+                continue
+            if not self._spells.begins(("limit", number), not within_limit(rule, value), rule.for_steps):
                 continue
             bound = f"above {rule.above:g}" if rule.above is not None else f"below {rule.below:g}"
             steps = f", as in the {rule.for_steps - 1} steps before" if rule.for_steps > 1 else ""
