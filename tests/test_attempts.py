@@ -188,9 +188,8 @@ def test_faults_in_a_row_are_bounded(started: Any, last: str, code: int) -> None
     assert Events(run.directory).open() == []
     assert len(ended(lines)) == (6 if code < 0 else 3)
     alerts = [json.loads(line) for line in sent.read_text().splitlines()]
-    assert [alert["fault"] for alert in alerts if alert["event"] == "given up"] == [
-        line["fault"] for line in ended(lines)
-    ]
+    given_up = [alert["fault"] for alert in alerts if alert["event"] == "given up"]
+    assert given_up == [line["fault"] for line in ended(lines)]
     assert {alert["attempt"] for alert in alerts} == {3}
 
 

@@ -9,8 +9,8 @@ from launch.screen.health import CEILINGS, RECOVERY_STEPS, REWARD_WINDOW, Health
 
 @pytest.mark.parametrize("ceiling", CEILINGS, ids=lambda ceiling: ceiling.metric)
 def test_ceiling_warns_at_its_limit_and_not_below(ceiling) -> None:
-    assert Health().warnings({ceiling.metric: ceiling.limit - 1e-6}) == {}
-    (line,) = Health().warnings({ceiling.metric: ceiling.limit + 0.01}).values()
+    assert Health().warnings({ceiling.metric: ceiling.limit - 1e-6}) == []
+    (line,) = Health().warnings({ceiling.metric: ceiling.limit + 0.01})
     assert ceiling.metric in line
     assert f"{ceiling.limit + 0.01:.3g}" in line
     assert f"below {ceiling.limit:g}" in line
@@ -31,23 +31,23 @@ def test_one_warning_until_the_metric_has_recovered() -> None:
 def test_a_correction_that_throws_away_more_than_a_tenth_names_what_helps() -> None:
     """Once, and again when it had recovered; what helps depends on whether samples are old."""
     cut = {"policy/importance_truncated_fraction": 0.12}
-    (line,) = Health().warnings(cut | {"staleness/max": 2.0}).values()
+    (line,) = Health().warnings(cut | {"staleness/max": 2.0})
     assert line == (
         "policy/importance_truncated_fraction is 0.12, usually below 0.1; importance correction throws much away, as "
         "samples are too old: lower algorithm.max_staleness or policy.optimizer.lr, raise "
         "algorithm.importance_correction.cap, or take its level token"
     )
     for on_policy in (cut, cut | {"staleness/max": 0.0}):
-        (line,) = Health().warnings(on_policy).values()
+        (line,) = Health().warnings(on_policy)
         assert "as sampler and trainer disagree: use model.dtype fp32" in line and "max_staleness" not in line
     bad, good = [0.12] * 40, [0.09] * RECOVERY_STEPS
     assert warned_steps(bad + good + bad, "policy/importance_truncated_fraction", **{"staleness/max": 2.0}) == [0, 90]
 
 
 def test_a_clip_around_older_weights_is_not_taken_for_large_updates() -> None:
-    (line,) = Health().warnings({"policy/clip_fraction": 0.3, "staleness/max": 4.0}).values()
+    (line,) = Health().warnings({"policy/clip_fraction": 0.3, "staleness/max": 4.0})
     assert "algorithm.max_staleness" in line and "leave algorithm.importance_correction to auto" in line
-    (line,) = Health().warnings({"policy/clip_fraction": 0.3, "staleness/max": 0.0}).values()
+    (line,) = Health().warnings({"policy/clip_fraction": 0.3, "staleness/max": 0.0})
     assert "max_staleness" not in line
 
 
@@ -70,7 +70,7 @@ def test_entropy_warns_only_when_it_falls() -> None:
 
 
 def test_not_a_number_is_no_warning() -> None:
-    assert Health().warnings({"policy/kl": math.nan}) == {}
+    assert Health().warnings({"policy/kl": math.nan}) == []
 
 
 EQUAL = {"reward/zero_variance_fraction": 0.95, "policy/clip_fraction": 0.3, "policy/entropy": 0.01}
@@ -79,13 +79,13 @@ EQUAL = {"reward/zero_variance_fraction": 0.95, "policy/clip_fraction": 0.3, "po
 def test_a_solved_task_is_good_news_once_and_no_warning() -> None:
     health = Health()
     learning = {"reward/mean": 0.3, "reward/min": 0.0, "reward/max": 1.0, "policy/entropy": 0.8}
-    assert health.warnings(learning) == {} and health.good_news(learning) is None
+    assert health.warnings(learning) == [] and health.good_news(learning) is None
     solved = learning | {"reward/mean": 0.97} | EQUAL
-    assert health.warnings(solved) == {}
+    assert health.warnings(solved) == []
     news = health.good_news(solved)
     assert news is not None and news.startswith("95% of the groups got equal rewards, near the highest so far (1)")
     for _ in range(100):
-        assert health.warnings(solved) == {} and health.good_news(solved) is None
+        assert health.warnings(solved) == [] and health.good_news(solved) is None
 
 
 @pytest.mark.parametrize("reward", [0.0, -1.0, 0.02])
@@ -95,20 +95,20 @@ def test_groups_that_are_equal_because_all_are_wrong_are_warned_about(reward: fl
     wrong = {"reward/mean": reward, "reward/min": min(reward, 0.0), "reward/max": max(reward, highest)} | EQUAL
     if reward < 0:
         wrong["reward/max"] = reward
-    lines = health.warnings(wrong).values()
+    lines = health.warnings(wrong)
     assert any("most groups teach nothing" in line for line in lines)
     assert health.good_news(wrong) is None
 
 
 def test_a_solved_task_may_still_run_away_from_its_reference() -> None:
     solved = {"reward/mean": 1.0, "reward/min": 1.0, "reward/max": 1.0, "policy/kl": 0.9}
-    (line,) = Health().warnings(solved).values()
+    (line,) = Health().warnings(solved)
     assert line.startswith("policy/kl")
 
 
 @pytest.mark.parametrize("ceiling", CEILINGS, ids=lambda ceiling: ceiling.metric)
 def test_the_limit_itself_is_out_of_range(ceiling) -> None:
-    (line,) = Health().warnings({ceiling.metric: ceiling.limit}).values()
+    (line,) = Health().warnings({ceiling.metric: ceiling.limit})
     assert line == f"{ceiling.metric} is {ceiling.limit:.3g}, usually below {ceiling.limit:g}; {ceiling.advice}"
 
 
@@ -165,7 +165,7 @@ def test_what_was_the_highest_reward_stays_so() -> None:
 def test_few_equal_groups_are_no_news() -> None:
     health = Health()
     metrics = {"reward/mean": 1.0, "reward/min": 0.0, "reward/max": 1.0, "reward/zero_variance_fraction": 0.79}
-    assert health.warnings(metrics) == {} and health.good_news(metrics) is None
+    assert health.warnings(metrics) == [] and health.good_news(metrics) is None
 
 
 def test_advice_that_no_longer_helps_is_kept_back_where_the_task_is_solved() -> None:
@@ -194,7 +194,7 @@ def test_the_ranges_are_those_that_are_published() -> None:
 def test_a_solved_task_is_no_news_where_groups_are_not_compared() -> None:
     health = Health()
     metrics = {"reward/mean": 1.0, "reward/min": 0.0, "reward/max": 1.0}
-    assert health.warnings(metrics) == {} and health.good_news(metrics) is None
+    assert health.warnings(metrics) == [] and health.good_news(metrics) is None
 
 
 def test_rewards_below_zero_are_far_from_it_too() -> None:

@@ -103,8 +103,12 @@ class Health:
         """Metric that was warned about -> steps for which it has been in its range since."""
         self._said_solved = False
 
-    def warnings(self, metrics: Metrics) -> dict[str, str]:
-        """Metric -> line, for those that are out of range now and that it helps to tell; absent ones are not judged."""
+    def warnings(self, metrics: Metrics) -> list[str]:
+        """Lines for the metrics that are out of range now and that it helps to tell; absent ones are not judged."""
+        return list(self.out_of_range(metrics).values())
+
+    def out_of_range(self, metrics: Metrics) -> dict[str, str]:
+        """The same lines by their metric."""
         problems = {name: line for name, line in self._problems(metrics).items() if name not in self._unless}
         lines = {name: line for name, line in problems.items() if name not in self._warned}
         # Out of range again, a metric begins to recover anew; new ones are added with 0.
@@ -114,7 +118,7 @@ class Health:
         return lines
 
     def good_news(self, metrics: Metrics) -> str | None:
-        """Said once: most groups have equal rewards, as the answers are right; call it after `warnings`."""
+        """Said once: most groups have equal rewards, as the answers are right; call it after these."""
         name = "reward/zero_variance_fraction"
         if self._said_solved or metrics.get(name, 0.0) < 0.8 or not self._solved(metrics):
             return None

@@ -66,7 +66,7 @@ class RunReporter:
         if self._faults and step:  # 0 is an evaluation before the first
             self._faults.finish_step(step)
         self._display.step(step, metrics)
-        for metric, line in self._health.warnings(metrics).items():
+        for metric, line in self._health.out_of_range(metrics).items():
             self._display.warning(line)
             if self._alerts:
                 self._alerts.health(metric, metrics[metric], line)
