@@ -20,8 +20,8 @@ from launch.alerts.record import AlertRecord
 from launch.cli import main
 from launch.run.manifest import finished
 from launch.tracking.events import Events, Fault
-from launch.verbs.run_rows import main_metrics, read_rows
-from launch.verbs.run_summary import summary
+from launch.verbs.run_rows import main_metrics, read_run_rows
+from launch.verbs.run_summary import run_summary
 
 METRICS = [
     {"step": 0, "eval/reward/mean": 0.1},
@@ -132,9 +132,9 @@ def test_no_bytes_are_a_traceback(tmp_path_factory: pytest.TempPathFactory, cont
     for name in ("metrics.jsonl", "config.json", "events.jsonl", ALERTS, "logs/now.json", "checkpoints/latest"):
         (directory / name).parent.mkdir(exist_ok=True)
         (directory / name).write_bytes(content)
-    found = read_rows(directory)
+    found = read_run_rows(directory)
     assert len(found.rows) + len(found.damaged) <= content.count(b"\n") + 1
-    json.dumps(summary(str(directory)))
+    json.dumps(run_summary(str(directory)))
 
 
 @pytest.mark.parametrize(
@@ -238,14 +238,14 @@ def test_the_best_of_a_loss_is_the_lowest(run: Path) -> None:
             for step, loss in ((1, 2), (2, 1), (3, 3))
         )
     )
-    found = summary(str(run))["metrics"]
+    found = run_summary(str(run))["metrics"]
     for name in ("loss/nll", "eval/a/loss"):
         assert found[name]["best"] == {"step": 2, "value": 1.0} and found[name]["better"] == "down"
 
 
 def test_fields_of_the_report_are_those_that_the_docs_have(run: Path) -> None:
     page = (Path(__file__).parent.parent / "docs/verbs.md").read_text(encoding="utf-8").partition("## For programs")[2]
-    assert [name for name in summary(str(run)) if f"`{name}`" not in page] == []
+    assert [name for name in run_summary(str(run)) if f"`{name}`" not in page] == []
 
 
 def whereabouts(run: Path, **fields: Any) -> None:
@@ -257,7 +257,7 @@ def whereabouts(run: Path, **fields: Any) -> None:
 
 
 def state(run: Path) -> tuple[str, str]:
-    found = summary(str(run))
+    found = run_summary(str(run))
     return found["state"], found["why"]
 
 

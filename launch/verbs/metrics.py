@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from actors.config_base import UserError
 from launch.screen.stdout import tell
 from launch.settings.names import nearest_name
-from launch.verbs.run_rows import MetricRow, main_metrics, read_rows, run_directory
+from launch.verbs.run_rows import MetricRow, main_metrics, read_run_rows, run_directory
 
 
 def show_metrics(
@@ -27,7 +27,7 @@ def show_metrics(
     Raises:
         UserError: no such run, no metrics yet, a wrong expression, or one that no metric's name has.
     """
-    found = read_rows(run_directory(run))
+    found = read_run_rows(run_directory(run))
     if note := found.note:
         tell(f"note: {note}")
     if not found.rows:

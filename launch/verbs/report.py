@@ -3,12 +3,12 @@
 import json
 import math
 
-from launch.verbs.run_summary import summary
+from launch.verbs.run_summary import run_summary
 
 
 def print_summary(run: str) -> int:
     """Print the summary of a run, finished or not; NaN and infinity are null. Raises UserError where there is none."""
-    print(json.dumps(_finite(summary(run)), ensure_ascii=False, allow_nan=False, indent=2))
+    print(json.dumps(_finite(run_summary(run)), ensure_ascii=False, allow_nan=False, indent=2))
     return 0
 
 

@@ -58,7 +58,7 @@ def run_directory(run: str) -> Path:
     raise UserError(f"RUN: must be the directory of a run, with metrics.jsonl{hint}, got {run}")
 
 
-def read_rows(directory: Path) -> RunRows:
+def read_run_rows(directory: Path) -> RunRows:
     """Read a run's metrics.jsonl, which may be written meanwhile; none where there is no such file.
 
     Raises:

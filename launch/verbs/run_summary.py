@@ -20,7 +20,7 @@ from launch.screen.health import Health
 from launch.settings.file import read_yaml
 from launch.tracking.events import GIVEN_UP, NAME, NOTICED, read_events
 from launch.tracking.now import END, NOW
-from launch.verbs.run_rows import MetricRow, RunRows, main_metrics, read_rows, run_directory
+from launch.verbs.run_rows import MetricRow, RunRows, main_metrics, read_run_rows, run_directory
 
 QUIET_S = 120.0
 """A run that has written something since is taken for running, where its process cannot be seen."""
@@ -31,10 +31,10 @@ _MORE = ("mean", "accuracy", "sequence_probability", "majority", "ndcg@10", "spe
 Json = dict[str, Any]
 
 
-def summary(run: str) -> Json:
+def run_summary(run: str) -> Json:
     """All of it; docs/verbs.md has the fields. Raises UserError where there is no run."""
     directory = run_directory(run)
-    config, now, found = _config(directory), _object(directory / NOW), read_rows(directory)
+    config, now, found = _config(directory), _object(directory / NOW), read_run_rows(directory)
     events, alerts = read_events(directory / NAME), read_alerts(directory)
     name, why = run_state(directory, now, alerts)
     algorithm = _section(config, "algorithm")
