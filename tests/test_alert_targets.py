@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from launch.alerts import webhook
-from launch.alerts.command import AlertCommand
+from launch.alerts.command import TIMEOUT_S, AlertCommand
 from launch.alerts.delivery import MOST_WAITING, Delivery, DeliveryError
 from launch.alerts.webhook import Webhook, is_web_address
 
@@ -202,8 +202,8 @@ def pids(tmp_path: Path) -> list[int]:
 
 
 def is_gone(pid: int) -> bool:
-    """Whether a process has ended, soon."""
-    until = time.monotonic() + FAR
+    """Whether a process has ended, soon: long before a command's own time is up."""
+    until = time.monotonic() + TIMEOUT_S / 2
     while time.monotonic() < until:
         try:
             state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]

@@ -24,7 +24,7 @@ from launch.screen.reporter import RunReporter
 from launch.tracking.events import Events, Fault
 from launch.tracking.now import Now
 from launch.tracking.tracker import Tracker
-from tests.test_alert_targets import FAR, hook
+from tests.test_alert_targets import FAR, HANGS, hook, is_gone, pids
 
 NAN = math.nan
 
@@ -107,12 +107,15 @@ def test_what_fails_or_hangs_delays_neither_steps_nor_the_end(tmp_path: Path, mo
     monkeypatch.setattr(alerts_module, "CLOSE_S", 0.2)
     with hook(0) as server:
         monkeypatch.setenv("ALERT_WEBHOOK", server.url)
-        run = Attempt(job(tmp_path, alert_webhook_env="ALERT_WEBHOOK", alert_command=["sh", "-c", "sleep 600"]))
+        command = ["sh", "-c", HANGS, str(tmp_path / "out")]
+        run = Attempt(job(tmp_path, alert_webhook_env="ALERT_WEBHOOK", alert_command=command))
         began = time.monotonic()
         for step in range(1, 400):
             run.step(step, loss__policy=NAN if step % 2 else 1.0)
+        running = pids(tmp_path)
         run.close()
-        assert time.monotonic() - began < FAR  # the command alone would take 600 s
+        assert time.monotonic() - began < 600  # what the command alone would take
+    assert all(is_gone(pid) for pid in running)
     assert len(run.rows()) == 200
     assert len(run.warned) == 2 and all("100 of them wait for it already" in line for line in run.warned)
     assert "SECRETPART" not in " ".join(run.warned)
@@ -204,6 +207,22 @@ def test_a_driver_that_died_is_told_by_the_next_attempt_once(tmp_path: Path) -> 
         ]
 
 
+def test_what_has_ended_an_attempt_before_is_told_and_nothing_older(tmp_path: Path) -> None:
+    """A run that fails anew says so, too."""
+    config = job(tmp_path)
+    config.directory.mkdir()
+    for attempt in (1, 2):
+        parent = Events(config.directory)
+        parent.attempt = attempt
+        parent.given_up(parent.noticed(Fault(who="driver", what="died", noticed_by="exit")), "too often")
+    run = Attempt(config)
+    run.alerts.failed("NaN")
+    run.close()
+    assert [(row["attempt"], row["rule"], row.get("fault")) for row in run.rows()] == [
+        (3, "faults", 2), (3, "faults", 2), (3, "failed", None),
+    ]  # fmt: skip
+
+
 def test_alerts_of_a_run_that_begins_anew_are_set_aside(tmp_path: Path) -> None:
     run = Attempt(job(tmp_path))
     run.alerts.failed("x")
@@ -241,8 +260,9 @@ def test_no_step_is_missed_when_the_loop_has_ended(tmp_path: Path) -> None:
     clock = Clock()
     run = Attempt(job(tmp_path), clock=clock)
     lookout: Lookout = run.alerts._lookout
+    clock.now = 10.0
     run.step(1)
-    clock.now = 599.0
+    clock.now = 609.0
     assert lookout.look() == 1.0 and run.rows() == []
     run.reporter.phase("exporting")
     clock.now = 10_000.0
