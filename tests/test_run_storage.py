@@ -123,7 +123,9 @@ class Ended:
         self.storage.fails = lambda count, name: False
 
     def end(self, by: BaseException | None) -> bool:
-        alerts = Alerts(self.config, self.faults.events, show=pytest.fail, warn=self.display.warning)
+        alerts = Alerts(
+            self.config, self.faults.events, show=lambda _, text: pytest.fail(text), warn=self.display.warning
+        )
         return _end(self.config, self.uploads, self.display, self.faults, alerts, by)
 
     def events(self) -> list[str]:

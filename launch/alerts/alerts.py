@@ -21,13 +21,13 @@ from launch.config import RunConfig
 from launch.sizes.machine import free_disk
 from launch.tracking.events import GIVEN_UP, NAME, NOTICED, Events, fault_in_words, read_events
 
-CLOSE_S = 10.0
-"""Longest time that the end of a run waits for alerts to be delivered."""
+CLOSE_S, RESTART_S = 10.0, 2.0
+"""Longest time that the end of a run waits for alerts to be delivered, and that of an attempt which another follows."""
 
 
 class Alerts:
     """Those of one attempt at a run. Any thread may tell of something; nothing here waits, or raises, but `close`
-    waits for CLOSE_S at most."""
+    waits, within limits."""
 
     def __init__(
         self,
@@ -139,11 +139,12 @@ class Alerts:
         if not shown:
             self._show(finding.level, finding.text)
 
-    def close(self) -> None:
-        """Wait, for CLOSE_S at most, until what was told has arrived; what then runs for it is ended."""
+    def close(self, *, again: bool = False) -> None:
+        """Wait, for CLOSE_S at most, or RESTART_S where there is to be another attempt, until what was told has arrived;
+        what then runs for it is ended."""
         self._lookout.end()
         self._events.heard = None
-        until = time.monotonic() + CLOSE_S
+        until = time.monotonic() + (RESTART_S if again else CLOSE_S)
         for delivery in self._deliveries:
             delivery.close(until)
         if self._command:

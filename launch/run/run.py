@@ -144,7 +144,7 @@ def _close(
     display.phase("delivering metrics")
     tracker.close()
     display.phase("delivering alerts")
-    alerts.close()
+    alerts.close(again=not draw)
     picture = None
     if draw:
         display.phase("drawing curves")
