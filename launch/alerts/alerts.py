@@ -140,8 +140,8 @@ class Alerts:
             self._show(finding.level, finding.text)
 
     def close(self, *, again: bool = False) -> None:
-        """Wait, for CLOSE_S at most, or RESTART_S where there is to be another attempt, until what was told has arrived;
-        what then runs for it is ended."""
+        """Wait, for CLOSE_S at most, or RESTART_S where there is to be another attempt, until what was told has
+        arrived; what then runs for it is ended."""
         self._lookout.end()
         self._events.heard = None
         until = time.monotonic() + (RESTART_S if again else CLOSE_S)
