@@ -121,6 +121,21 @@ def test_what_fails_or_hangs_delays_neither_steps_nor_the_end(tmp_path: Path, mo
     assert "SECRETPART" not in " ".join(run.warned)
 
 
+def test_another_attempt_does_not_wait_as_long_as_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(alerts_module, "RESTART_S", 0.0)
+    monkeypatch.setattr(alerts_module, "CLOSE_S", FAR)
+    with hook(0) as server:
+        monkeypatch.setenv("ALERT_WEBHOOK", server.url)
+        run = Attempt(job(tmp_path, alert_webhook_env="ALERT_WEBHOOK"))
+        run.step(1, loss__policy=NAN)
+        assert server.asked.wait(FAR)
+        run.alerts.close(again=True)
+    assert run.warned == [
+        "alerts do not arrive at the webhook: the last of them were not all delivered before the run ended; they are "
+        "in alerts.jsonl"
+    ]
+
+
 def test_a_webhook_without_an_address_is_warned_about(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = job(tmp_path, alert_webhook_env="SLACK_WEBHOOK_URL")
     for value, why in (
