@@ -92,7 +92,7 @@ def test_a_limit_says_what_is_out_of_it_and_since_when() -> None:
     ]
     assert not found.step(2, {"a": 0.7})
     [one] = found.step(3, {"a": 0.7123})
-    assert one.text == "a is 0.712, above 0.5, as in the 2 steps before (tracking.alerts.limits.0)"
+    assert one.text == "a is 0.712, above 0.5 for 3 steps in a row (tracking.alerts.limits.0)"
     assert (one.level, one.value) == ("warn", 0.7123)
     assert not within_limit(LimitAlert(metric="a", below=0.0), NAN)
 

@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 
-from launch.alerts import webhook
 from launch.alerts.command import TIMEOUT_S, AlertCommand
 from launch.alerts.delivery import MOST_WAITING, Delivery, DeliveryError
 from launch.alerts.webhook import Webhook, is_web_address
@@ -112,6 +111,19 @@ def test_what_does_not_pass_is_told_without_the_address(status: int, attempts: i
         server.headers["Location"] = "/elsewhere"
         send(server)
     assert str(caught.value) == why and len(server.got) == attempts
+
+
+def test_where_nobody_answers_later_alerts_are_tried_once_until_one_arrives() -> None:
+    with hook(500, 500, 500, 500, 200, 500, 200) as server:
+        pauses: list[float] = []
+        target = Webhook(server.url, pause=pauses.append)
+        for attempts in (3, 4):
+            with pytest.raises(DeliveryError):
+                target.send("a")
+            assert len(server.got) == attempts and pauses == [1.0, 3.0]
+        target.send("a")
+        target.send("a")
+        assert len(server.got) == 7 and pauses == [1.0, 3.0, 1.0]
 
 
 @pytest.mark.parametrize(("after", "paused"), [("7", 7.0), ("9999", 30.0), ("Wed, 21 Oct 2026 07:28:00 GMT", 1.0)])
@@ -237,8 +249,7 @@ def test_the_end_of_a_run_ends_a_command_that_hangs(tmp_path: Path) -> None:
         command.run({})
 
 
-def test_a_target_that_fails_is_warned_about_once_and_gets_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(webhook, "PAUSES_S", ())
+def test_a_target_that_fails_is_warned_about_once_and_gets_the_next() -> None:
     warned: list[str] = []
     with hook(404, 404, 200) as server:
         target = Webhook(server.url)

@@ -81,7 +81,7 @@ class MetricRules:
             if not self._spells.begins(("limit", number), not within_limit(rule, value), rule.for_steps):
                 continue
             bound = f"above {rule.above:g}" if rule.above is not None else f"below {rule.below:g}"
-            steps = f", as in the {rule.for_steps - 1} steps before" if rule.for_steps > 1 else ""
+            steps = f" for {rule.for_steps} steps in a row" if rule.for_steps > 1 else ""
             told = bound if not math.isnan(value) else f"to be told when {bound}"
             text = f"{rule.metric} is {in_words(value)}, {told}{steps} (tracking.alerts.limits.{number})"
             yield Finding(rule="limits", level=rule.level, text=text, metric=rule.metric, value=value)

@@ -36,16 +36,20 @@ class Webhook:
         """`url`: as `is_web_address` has it; `pause`: waits some seconds."""
         self._url, self._timeout_s, self._pause = url, timeout_s, pause
         self._opener = urllib.request.build_opener(_NoRedirect)
+        self._pauses = PAUSES_S
 
     def send(self, text: str) -> None:
-        """Send a text, in three attempts at most; raises DeliveryError with the cause of the last one."""
+        """Send a text, in three attempts at most, or in one where the text before did not arrive; raises DeliveryError
+        with the cause of the last one."""
         body = json.dumps({"text": _escaped(text[:_LONGEST_TEXT])}).encode()
-        for pause_s in (*PAUSES_S, None):
+        for pause_s in (*self._pauses, None):
             why, wait_s = self._post(body)
             if why is None:
+                self._pauses = PAUSES_S
                 return
             # Another attempt makes nothing right of a wrong address.
             if pause_s is None or wait_s is None:
+                self._pauses = ()  # where nobody answers, those that wait shall not take minutes
                 raise DeliveryError(why)
             self._pause(min(LONGEST_PAUSE_S, max(pause_s, wait_s)))
 
