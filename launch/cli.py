@@ -293,6 +293,18 @@ VERBS = {
         takes.curves_arguments,
         model_verbs.on_curves,
     ),
+    "metrics": Verb(
+        "prints the metrics of a run, finished or not: a table, CSV, or JSON lines for programs",
+        "tandem metrics outputs/first --last 5 --names 'reward|kl'",
+        takes.metrics_arguments,
+        model_verbs.on_metrics,
+    ),
+    "report": Verb(
+        "says what has become of a run, finished or not: one JSON object for programs",
+        "tandem report outputs/first --json",
+        takes.report_arguments,
+        model_verbs.on_report,
+    ),
     "mine": Verb(
         "finds hard negatives for queries with an embedding model; a reranker may judge them",
         "tandem mine outputs/first --data pairs.jsonl --output mined.jsonl --relative-margin 0.05",

@@ -4,6 +4,7 @@ Every mistake is reported as one line: field, rule, value and, for a wrong name,
 """
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -20,10 +21,11 @@ from actors.config import (
     UserError,
     refuse_unused,
 )
-from actors.config_nodes import Environment, NodeLabels
+from actors.config_nodes import Environment, NodeLabels, is_secret
 from actors.config_numbers import Cores, Count, Retries, Steps, WholeSeconds
 from actors.config_rollout import RolloutConfig
 from algorithms.config import AlgorithmConfig, DataConfig, RewardConfig
+from launch.alerts.config import AlertsConfig
 from launch.exports.hub import hub_id_problem
 from launch.kube.config import KubernetesConfig
 from launch.settings.file import apply_overrides, read_yaml
@@ -106,6 +108,25 @@ class TrackingConfig(Config):
     eval_samples: Count | None = 64
     """Completions that an evaluation of ppo or grpo writes to eval_samples.jsonl, those of the first prompts; null: all
     of them."""
+    alerts: AlertsConfig = AlertsConfig()
+    """What is told of beside the metrics: on the screen, in alerts.jsonl, and where the next two say."""
+    alert_webhook_env: str | None = None
+    """Environment variable of the driver that holds the address of a webhook, which gets each alert in Slack's form; a
+    name that tells of a secret, so that reward functions do not see it: SLACK_WEBHOOK_URL"""
+    alert_command: list[str] = []
+    """Program with its arguments that is run for each alert, and gets it as JSON on its standard input:
+    [/usr/local/bin/page-me, --team, rl]"""
+
+    @model_validator(mode="after")
+    def _webhook_is_a_variable(self) -> "TrackingConfig":
+        name = self.alert_webhook_env
+        if name is not None and not (re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) and is_secret(name)):
+            # Without the value, which may be the address itself.
+            raise ValueError(
+                "alert_webhook_env must be the name of an environment variable that tells of a secret, such as "
+                "SLACK_WEBHOOK_URL, got another text (not shown)"
+            )
+        return self
 
     @model_validator(mode="after")
     def _tokens_are_of_samples(self) -> "TrackingConfig":

@@ -20,6 +20,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from launch.alerts.record import read_alerts
 from tests.outside import (
     answer,
     driver_of,
@@ -127,7 +128,8 @@ def test_a_run_leaves_what_it_promises(uninterrupted: Any) -> None:
     directory = uninterrupted.directory
     steps = uninterrupted.steps()
     assert sorted(steps) == list(range(31))
-    assert steps[1].keys() >= CONTRACT
+    assert steps[1].keys() >= CONTRACT and uninterrupted.unknown_metrics() == []
+    assert {alert["rule"] for alert in read_alerts(directory)} <= {"health"}
     assert max(steps[step]["mismatch/kl"] for step in range(1, 31)) <= 1e-6
     assert max(steps[step]["weights/canary_difference"] for step in range(1, 31)) < 1e-4
     assert all(steps[step]["staleness/max"] == 0 for step in range(1, 31))
@@ -387,6 +389,9 @@ def test_reward_errors_stop_the_run_with_their_causes(tandem: Start, tmp_path: P
     for row in rows:
         assert f"prompt '{row['prompt']}'" in report
     assert "Traceback" not in report
+    [alert] = read_alerts(job.directory)
+    assert (alert["rule"], alert["level"], alert["phase"]) == ("failed", "error", "end")
+    assert alert["text"].startswith("the run has failed: ") and "6 samples could not be scored" in alert["text"]
     assert Path(report.rpartition("full log: ")[2].strip()).exists()
     assert job.left_behind() == []
 

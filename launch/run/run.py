@@ -15,6 +15,7 @@ from actors.group import ActorGroup, GroupError, first_line
 from actors.models.hub_cache import located_models
 from algorithms.encoder.mteb import mteb_tasks, run_mteb
 from algorithms.loop import Checkpointer
+from launch.alerts.alerts import Alerts
 from launch.checks.output import require_there
 from launch.config import RunConfig
 from launch.exports.hub import push_export
@@ -78,13 +79,16 @@ def run(config: RunConfig, display: Display | None = None) -> int:
         now = Now(config.directory, faults.events, reached)
         uploads = storage.uploads(faults.events, display.warning) if storage else None
         curves = CurveDrawer(config.directory, display.warning)
+        size = Checkpoints(config).size_of_latest
+        alerts = Alerts(config, faults.events, show=display.alert, warn=display.warning, checkpoint_size=size)
         ended_by: BaseException | None = None
         try:
-            _learn_and_export(config, RunReporter(display, tracker, now, curves, faults, uploads), display, faults)
+            reporter = RunReporter(display, tracker, now, curves, faults, uploads, alerts)
+            _learn_and_export(config, reporter, display, faults)
         except (Exception, KeyboardInterrupt) as error:  # Whatever it was: the cause in a few lines, the rest in a log.
             ended_by = error
-        again = _end(config, uploads, display, faults, ended_by)
-        picture = _close(display, tracker, curves, draw=not again)
+        again = _end(config, uploads, display, faults, alerts, ended_by)
+        picture = _close(display, tracker, curves, alerts, draw=not again)
         if again:
             return AGAIN
         code = _farewell(config, display, ended_by, picture)
@@ -101,7 +105,12 @@ def run(config: RunConfig, display: Display | None = None) -> int:
 
 
 def _end(
-    config: RunConfig, uploads: Uploads | None, display: Display, faults: Faults, ended_by: BaseException | None
+    config: RunConfig,
+    uploads: Uploads | None,
+    display: Display,
+    faults: Faults,
+    alerts: Alerts,
+    ended_by: BaseException | None,
 ) -> bool:
     """Wait for what is still to be put into storage, unless the next attempt does that; returns whether there is
     one."""
@@ -110,6 +119,8 @@ def _end(
         # First: what fails is not over.
         _finish(config, uploads, display, config.checkpoint.max_age_s if left_s is None else left_s)
     again = faults.end(ended_by, display.warning)
+    if isinstance(ended_by, Exception) and not isinstance(ended_by, Ending) and not again:
+        alerts.failed(first_line(str(ended_by) or type(ended_by).__name__))
     if uploads and again:
         uploads.stop()
     elif uploads and ended_by is not None:
@@ -125,11 +136,15 @@ def _finish(config: RunConfig, uploads: Uploads, display: Display, within_s: flo
         uploads.finish(within_s, lambda what: display.note(f"waiting for uploads to {config.run.storage}: {what}"))
 
 
-def _close(display: Display, tracker: Tracker, curves: CurveDrawer, *, draw: bool = True) -> Path | None:
+def _close(
+    display: Display, tracker: Tracker, curves: CurveDrawer, alerts: Alerts, *, draw: bool = True
+) -> Path | None:
     """Deliver and draw what is left; returns the path of the curves, None where none are to be drawn."""
     hold()
     display.phase("delivering metrics")
     tracker.close()
+    display.phase("delivering alerts")
+    alerts.close(again=not draw)
     picture = None
     if draw:
         display.phase("drawing curves")

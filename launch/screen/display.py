@@ -166,8 +166,15 @@ class Display:
 
     def warning(self, text: str) -> None:
         """Print a warning that stays."""
-        first, *others = self._worded(f"warning: {visible(text)}")
-        self._print(f"[yellow]warning:[/]{escape(first.removeprefix('warning:'))}")
+        self._marked("warning", "yellow", text)
+
+    def alert(self, level: str, text: str) -> None:
+        """Print an alert that stays; one of level `warn` is a warning like others."""
+        self._marked(*(("warning", "yellow") if level == "warn" else ("alert", "red")), text)
+
+    def _marked(self, word: str, colour: str, text: str) -> None:
+        first, *others = self._worded(f"{word}: {visible(text)}")
+        self._print(f"[{colour}]{word}:[/]{escape(first.removeprefix(f'{word}:'))}")
         for line in others:
             self._print(escape(line))
 

@@ -84,6 +84,25 @@ def curves_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="run directory, such as outputs/demo")
 
 
+def metrics_arguments(parser: argparse.ArgumentParser) -> None:
+    """Those of `metrics`."""
+    parser.add_argument("run", metavar="RUN", help="run directory, such as outputs/demo")
+    parser.add_argument("--last", metavar="N", type=_count, help="the last N of these steps (default: all)")
+    parser.add_argument(
+        "--names", metavar="REGEX", help="metrics whose names have it, such as 'reward|kl' (default: the main ones)"
+    )
+    parser.add_argument("--every", metavar="N", type=_count, default=1, help="steps that are multiples of N")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--csv", action="store_true", help="comma-separated, of all metrics unless --names chooses")
+    form.add_argument("--json", action="store_true", help="the same as one JSON object per step")
+
+
+def report_arguments(parser: argparse.ArgumentParser) -> None:
+    """Those of `report`."""
+    parser.add_argument("run", metavar="RUN", help="run directory, such as outputs/demo")
+    parser.add_argument("--json", action="store_true", required=True, help="print one JSON object")
+
+
 def mine_arguments(parser: argparse.ArgumentParser) -> None:
     """Those of `mine`."""
     parser.add_argument("model", metavar="MODEL", help="embedding model: run directory, model directory or hub id")

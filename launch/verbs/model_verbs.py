@@ -55,6 +55,21 @@ def on_init(arguments: argparse.Namespace) -> int:
     return init(arguments.directory)
 
 
+def on_metrics(arguments: argparse.Namespace) -> int:
+    """Print the metrics of a run. Raises UserError."""
+    from launch.verbs.metrics import show_metrics
+
+    form = "csv" if arguments.csv else "json" if arguments.json else "table"
+    return show_metrics(arguments.run, last=arguments.last, names=arguments.names, every=arguments.every, form=form)
+
+
+def on_report(arguments: argparse.Namespace) -> int:
+    """Say what has become of a run. Raises UserError."""
+    from launch.verbs.report import print_summary
+
+    return print_summary(arguments.run)
+
+
 def on_mine(arguments: argparse.Namespace) -> int:
     """Find hard negatives. Raises UserError."""
     from launch.verbs.mine import MineOptions, mine
