@@ -241,6 +241,32 @@ def test_what_was_replaced_is_forgotten_and_ended(start: Start, tmp_path: Path) 
     assert told.signs() == [("reward[0]", 1, "froze", "stopped")]
 
 
+@pytest.mark.parametrize("ended", [False, True])
+def test_a_stopped_process_whose_place_is_taken_is_told_of(start: Start, tmp_path: Path, ended: bool) -> None:
+    """Its group was built anew as another one has died, before a second look at it; perhaps it has been ended by then.
+    Nobody has to mend it, and one that is told of already is not told of again."""
+    first, second, third = (start(SLEEPS)[0] for _ in range(3))
+    children, told = Children(first), Told()
+    watch = watching(tmp_path, children, told)
+    looks(watch, 101)
+    halt(first)
+    if ended:
+        looks(watch, 101.5)
+        os.kill(first, signal.SIGKILL)
+        wait_until(lambda: has_ended(first), "the end of a killed process")
+    children.put(0, 1, second)
+    looks(watch, 102)
+    wait_until(lambda: has_ended(first), "the end of a stopped process")
+    children.put(0, 2, third)
+    looks(watch, 103)
+    lines = read_events(tmp_path / "events.jsonl")
+    assert [(line["event"], line["who"], line["what"], line["noticed_by"], line["pid"]) for line in lines] == [
+        ("noticed", "reward[0]", "froze", "stopped", first),
+        ("recovered", "reward[0]", "froze", "stopped", first),
+    ]
+    assert lines[1]["did"] == "rebuilt" and told == []
+
+
 def test_an_end_that_was_meant_is_no_fault(start: Start, tmp_path: Path) -> None:
     """The look has found it before the pool has another one, which does not take it for lost."""
     pid, _ = start(SLEEPS)
@@ -394,8 +420,9 @@ def run(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
     assert sorted(told.signs()) == sorted(expected)
     assert told.warnings == []
     lines = read_events(directory / "events.jsonl")
+    replaced = [("policy[6]", "froze", "stopped")] * 2  # and over at once: nobody has to hear of it
     assert sorted((line["who"], line["what"], line["noticed_by"]) for line in lines) == sorted(
-        (who, what, by) for who, _, what, by in expected
+        [(who, what, by) for who, _, what, by in expected] + replaced
     )
     roster.shutdown()
     remove_placement_group(bundles)
@@ -496,7 +523,7 @@ def test_processes_of_other_machines_only_die(run: SimpleNamespace, begun: Simpl
 
 
 def test_what_is_ended_on_purpose_is_no_fault(run: SimpleNamespace) -> None:
-    """A rank that is replaced, though it stands still, and a group that has done its work."""
+    """A rank that is replaced, of which it is told that it stood still, and a group that has done its work."""
     group, brief = run.policy, run.roster["brief"]
     old, other = pid_of(group, 6), pid_of(brief, 0)
     os.kill(old, signal.SIGSTOP)

@@ -29,7 +29,7 @@ from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTa
 
 from actors.group import ActorGroup
 from launch.run.node_faults import NodeFaults
-from launch.run.signs import EXIT, SILENT, Signs
+from launch.run.signs import EXIT, SILENT, STOPPED, Signs
 from launch.run.warden import LATE_S, LOOK_S, DistantSigns
 from launch.run.wardens import Wardens, end_actors
 from launch.run.watched import DIED, FROZE, NODE, PULSE_S, REWARD, Loss, Rank
@@ -202,11 +202,7 @@ class ProcessWatch:
         return group.handles[rank.rank] if group.generations[rank.rank] == rank.generation else None
 
     def _tell(self, rank: Rank, loss: Loss) -> None:
-        fault = Fault(
-            who=loss.who, what=loss.what, noticed_by=loss.noticed_by, noticed_s=loss.noticed_s,
-            generation=loss.generation, pid=loss.pid, node=rank.node,
-        )  # fmt: skip
-        number = self._events.noticed(fault)
+        number = self._events.noticed(_fault(rank, loss))
         if loss.group == REWARD:
             there = self._ranks.get((loss.group, loss.rank))
             if there and there.generation != loss.generation and there.process:  # the same look has found the next one
@@ -223,9 +219,21 @@ class ProcessWatch:
         known = self._ranks.get((group, rank))
         if known is None or known.generation != generation:
             if known:
+                self._tell_of_halted(known, now)
                 self._forget(known)
             known = self._ranks[group, rank] = Rank(group, rank, generation, now, node)
         return known
+
+    def _tell_of_halted(self, rank: Rank, now: float) -> None:
+        """A process whose place has been taken, as its group was built anew for another one's sake, may have been
+        stopped, too: who mends does not see it."""
+        if rank.is_lost or rank.signs is None or self._excuse():
+            return
+        was_halted = rank.signs.is_halted
+        gone = rank.signs.look(now) == EXIT
+        loss = rank.loss(FROZE, STOPPED, now)
+        if (was_halted if gone else rank.signs.is_halted) and not self._events.is_told(loss.who, loss.generation):
+            self._events.recovered(self._events.noticed(_fault(rank, loss)), "rebuilt")
 
     def _forget(self, rank: Rank) -> None:
         """Another has taken its place, or none shall: if it was halted, Ray would need five seconds to end it."""
@@ -289,6 +297,13 @@ class ProcessWatch:
             found_by = rank.signs.look(now) if rank.signs and not rank.is_lost else None
             if found_by and pool.lost(place, generation):
                 yield rank, rank.loss(DIED if found_by == EXIT else FROZE, found_by, now)
+
+
+def _fault(rank: Rank, loss: Loss) -> Fault:
+    return Fault(
+        who=loss.who, what=loss.what, noticed_by=loss.noticed_by, noticed_s=loss.noticed_s,
+        generation=loss.generation, pid=loss.pid, node=rank.node,
+    )  # fmt: skip
 
 
 def _ask(group: ActorGroup[Any], handle: ActorHandle, rank: Rank, now: float) -> None:

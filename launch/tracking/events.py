@@ -110,6 +110,11 @@ class Events:
             self._told(f"{where}{_noticed_line(fault)}{f': {doing}' if doing else ''}")
         return number
 
+    def is_told(self, who: str, generation: int) -> bool:
+        """Whether this attempt has a fault of that process."""
+        with self._lock:
+            return (self.attempt, who, generation) in self._known
+
     def state(self, number: int, state: str) -> None:
         """Note what has become of a fault so far."""
         with self._lock:
