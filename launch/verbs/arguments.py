@@ -37,7 +37,9 @@ def init_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", metavar="FILE", help="rows to train on; their columns decide how they are read")
     parser.add_argument("--output", metavar="FILE.yaml", help="file to be written (default: JOB.yaml)")
     parser.add_argument(
-        "--reward", metavar="FUNCTION", help="of grpo and ppo: math, exact_match or file.py:function (default: by the data)"
+        "--reward",
+        metavar="FUNCTION",
+        help="of grpo and ppo: math, exact_match or file.py:function (default: by the data)",
     )
 
 

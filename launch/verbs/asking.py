@@ -6,8 +6,8 @@ from pathlib import Path
 
 from actors.config import UserError
 from actors.models.hub_cache import is_hub_id
-from launch.verbs.data_fit import REWARDED, DataFit, reward_of
-from launch.verbs.new_job import JOBS, data_of
+from launch.verbs.data_fit import REWARDED, DataFit, likeliest, reward_of
+from launch.verbs.new_job import JOBS, NewJob, data_of
 
 _DOES = {
     "sft": "learns from demonstrations",
@@ -20,9 +20,7 @@ _DOES = {
 }
 
 
-def ask(
-    *, job: str | None, model: str | None, data: str | None, output: str | None, reward: str | None
-) -> dict[str, str | None]:
+def ask(*, job: str | None, model: str | None, data: str | None, output: str | None, reward: str | None) -> NewJob:
     """What was not given, from a person: an answer that cannot be is told, and asked for again.
 
     Raises:
@@ -41,12 +39,12 @@ def ask(
         print(f"  columns {', '.join(map(str, rows[0]))} fit:")
         for name in able:
             print(f"    {name:{max(map(len, able))}}  {_DOES[name]}")
-        job = _answer("job", able[0], lambda name: _one_of(name, able))
+        job = _answer("job", likeliest(rows, found), lambda name: _one_of(name, able))
     if reward is None and job in REWARDED and job in found:
         reward = _reward(rows, found[job])
     model = model or _answer("model (directory or hub id)", None, _model)
     output = output or _answer("write to", f"{job}.yaml", _free)
-    return {"job": job, "model": model, "data": data, "output": output, "reward": reward}
+    return NewJob(job=job, model=model, data=data, output=output, reward=reward)
 
 
 def _answer(question: str, proposed: str | None, taken: Callable[[str], str]) -> str:

@@ -20,6 +20,7 @@ from algorithms.data.conventions import (
 from algorithms.data.sources import Row
 from algorithms.rewards.math_final import gold_text
 from algorithms.rewards.math_golds import check_golds
+from algorithms.rewards.math_text import is_plain_number
 
 REWARDED = ("grpo", "ppo")
 """Jobs that need a reward."""
@@ -41,7 +42,7 @@ _ALSO_CALLED: dict[str, tuple[str, ...]] = {
     "chosen": ("preferred", "accepted", "better", "response_chosen", "chosen_response"),
     "rejected": ("dispreferred", "worse", "response_rejected", "rejected_response"),
     "label": ("desirable", "good", "thumbs_up"),
-    "query": ("question", "title", "instruction", "prompt"),
+    "query": ("question", "title", "instruction"),  # not prompt, which is a query's own instruction
     "pos": ("answer", "context", "passage", "document", "response", "completion", "text", "body"),
     "sentence1": ("premise", "first", "text_a"),
     "sentence2": ("hypothesis", "second", "text_b"),
@@ -80,6 +81,18 @@ def fits(rows: Sequence[Row]) -> dict[str, DataFit]:
     return {job: fit for job, fit in found.items() if fit}
 
 
+def likeliest(rows: Sequence[Row], found: dict[str, DataFit]) -> str:
+    """Of the jobs that rows fit, the one that asks most of their columns: those were probably made for it."""
+    if "dpo" in found:
+        return "dpo"
+    if "grpo" in found and reward_of(rows, found["grpo"])[0] == "math":
+        return "grpo"
+    texts = [job for job in ("embedding", "reranker") if job in found and not found[job].columns]
+    if texts == ["embedding", "reranker"] and found["embedding"].loss:  # passages with labels, more than pairs
+        return "reranker"
+    return [*texts, *found][0]
+
+
 def reward_of(rows: Sequence[Row], fit: DataFit) -> tuple[str | None, DataFit]:
     """The reward function that the rows' answers ask for, None where nothing tells, and the fit with the answers' name.
 
@@ -100,8 +113,9 @@ def reward_of(rows: Sequence[Row], fit: DataFit) -> tuple[str | None, DataFit]:
 
 
 def _are_mathematics(answers: Sequence[object]) -> bool:
-    # A word is an expression, too, to a parser of mathematics: the product of its letters.
-    if not all(any(char.isdigit() for char in gold_text(str(answer))) for answer in answers):
+    # A word is an expression, too, to a parser of mathematics: the product of its letters. So most must be numbers.
+    numbers = sum(is_plain_number(gold_text(str(answer))) for answer in answers)
+    if numbers < len(answers) / 2:
         return False
     try:
         check_golds({number: {"answer": answer} for number, answer in enumerate(answers, start=1)}, "data.train")
@@ -191,4 +205,4 @@ def _read_names(row: Row, columns: dict[str, str], use: str) -> tuple[str, ...]:
     renamed = row | {name: row[given] for name, given in columns.items()}
     assert use in ("ranking", "pair", "graded")
     chosen = choose_columns(renamed, DataConfig(train="rows", columns=columns), use, scores=False)
-    return tuple(columns.get(name, name) for names in chosen.values() for name in names)
+    return tuple(dict.fromkeys(columns.get(name, name) for names in chosen.values() for name in names))

@@ -64,9 +64,9 @@ def on_init(arguments: argparse.Namespace) -> int:
         what = ", ".join(missing) if given else "DIR, or --job, --model and --data"
         raise UsageError(f"{what}: required, got nothing (see tandem init --help)")
     from launch.verbs.asking import ask
-    from launch.verbs.new_job import write_job
+    from launch.verbs.new_job import NewJob, write_job
 
-    return write_job(**(ask(**asked) if missing else asked))
+    return write_job(ask(**asked) if missing else NewJob(**asked))
 
 
 def on_mine(arguments: argparse.Namespace) -> int:

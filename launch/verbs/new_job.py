@@ -5,6 +5,7 @@ import re
 import shlex
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,25 +48,35 @@ def data_of(source: str) -> tuple[list[Row], dict[str, DataFit]]:
     return rows, found
 
 
-def write_job(job: str, model: str, data: str, output: str | None, reward: str | None = None) -> int:
-    """Write the configuration of a job, which `check` accepts, to a file that there is not, and say what to do next.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewJob:
+    """What a person says of a job."""
 
-    Args:
-        job: one of JOBS.
-        model: directory or id of the hub; nothing asks the hub whether it is there.
-        data: as `data.train` has it.
-        output: file to be written (default: JOB.yaml).
-        reward: of a job in REWARDED, as `reward.functions` names it (default: what the answers of the data ask for).
+    job: str
+    """One of JOBS."""
+    model: str
+    """Directory or id of the hub; nothing asks the hub whether it is there."""
+    data: str
+    """As `data.train` has it."""
+    output: str | None = None
+    """File to be written (default: JOB.yaml)."""
+    reward: str | None = None
+    """Of a job in REWARDED, as `reward.functions` names it (default: what the answers of the data ask for)."""
+
+
+def write_job(new: NewJob) -> int:
+    """Write the configuration of a job, which `check` accepts, to a file that there is not, and say what to do next.
 
     Raises:
         UserError: one line; nothing is written.
     """
-    target = Path(output or f"{job}.yaml")
+    job, reward = new.job, new.reward
+    target = Path(new.output or f"{job}.yaml")
     if os.path.lexists(target):
         raise UserError(f"--output: must not be there yet, got {target}")
     if reward is not None and job not in REWARDED:
         raise UserError(f"--reward: must be left out for {job}, which has none, got {reward}")
-    rows, found = data_of(data)
+    rows, found = data_of(new.data)
     if job not in found:
         raise UserError(
             f"--data: must have the columns of {job} ({_NEEDS[job]}), got {_columns(rows)}, "
@@ -74,8 +85,8 @@ def write_job(job: str, model: str, data: str, output: str | None, reward: str |
     fit = found[job]
     if job in REWARDED:
         reward, fit = _rewarded(rows, fit, reward)
-    values = _values(job, model, data, fit, rows, reward, target)
-    text, warnings = _accepted(job, values, fit, rows)
+    values = _values(replace(new, reward=reward), fit, len(rows), target)
+    text, warnings = _accepted(job, values, fit)
     _write(target, text)
     print(f"{target}: {_counted(rows)} of {', '.join(fit.reads)}{f', reward {reward}' if reward else ''}\n\n{text}")
     for warning in warnings:
@@ -103,23 +114,22 @@ def _counted(rows: Sequence[Row]) -> str:
     return f"{len(rows):,}{more} row{'s' * (len(rows) != 1)}"
 
 
-def _values(
-    job: str, model: str, data: str, fit: DataFit, rows: Sequence[Row], reward: str | None, target: Path
-) -> dict[str, dict[str, Any]]:
+def _values(new: NewJob, fit: DataFit, rows: int, target: Path) -> dict[str, dict[str, Any]]:
     """The configuration as plain values, section by section: what differs from the defaults."""
+    job = new.job
     samples = job in REWARDED
     gpus = this_machine().gpus
     trainer = {"gpus_per_rank": 1, "zero_stage": 1} if gpus else {}
     groups = {"grpo": 2, "ppo": 3, "dpo": 2}.get(job, 1)
     on_gpu = {"dtype": "bf16", "gradient_checkpointing": True} if gpus else {}
     values: dict[str, dict[str, Any]] = {
-        "algorithm": {"name": job, **_length(job, len(rows)), **({"loss": fit.loss} if fit.loss else {})},
-        "model": {"path": model, **on_gpu},
-        "data": {"train": data, **({"columns": dict(fit.columns)} if fit.columns else {})},
+        "algorithm": {"name": job, **_length(job, rows), **({"loss": fit.loss} if fit.loss else {})},
+        "model": {"path": new.model, **on_gpu},
+        "data": {"train": new.data, **({"columns": dict(fit.columns)} if fit.columns else {})},
         "policy": {**trainer, "optimizer": _optimizer(job)},
     }
-    if len(rows) >= _LEAST_HELD_OUT_OF and job not in ("embedding", "reranker"):
-        values["data"]["eval_fraction"] = float(f"{min(_HELD_OUT, _MOST_HELD_OUT / len(rows)):.2g}")
+    if rows >= _LEAST_HELD_OUT_OF and job not in ("embedding", "reranker"):
+        values["data"]["eval_fraction"] = float(f"{min(_HELD_OUT, _MOST_HELD_OUT / rows):.2g}")
         if samples:
             values["algorithm"]["eval_every"] = 20
     if job == "ppo":
@@ -127,7 +137,7 @@ def _values(
     if job == "dpo" and gpus:
         values["reference"] = {"gpus_per_rank": 1}
     if samples:
-        values["reward"] = {"functions": [reward]}
+        values["reward"] = {"functions": [new.reward]}
     if samples and gpus:
         values["rollout"] = {"gpus_per_engine": 1, "max_response_tokens": 1024}
     if 0 < gpus < groups:
@@ -159,36 +169,50 @@ def _optimizer(job: str) -> dict[str, Any]:
     return {"lr": rates[job], "schedule": "cosine"}
 
 
-def _accepted(
-    job: str, values: dict[str, dict[str, Any]], fit: DataFit, rows: Sequence[Row]
-) -> tuple[str, Sequence[str]]:
+def _accepted(job: str, values: dict[str, dict[str, Any]], fit: DataFit) -> tuple[str, Sequence[str]]:
     """The file's text as `check` accepts it, and its warnings; raises UserError where it does not, in one line."""
-    try:
-        return _checked(job, values, fit)
-    except UserError as error:
-        problems = error.problems
-    if all("data.overlong" in problem for problem in problems):
-        # Left out and counted, as the file then says.
-        values["data"]["overlong"] = "drop"
+    seen: set[str] = set()
+    while True:
         try:
             return _checked(job, values, fit)
         except UserError as error:
             problems = error.problems
+        # What data and model ask for, the file then says.
+        if problems[0] in seen or not _fitted(values, problems[0]):
+            break
+        seen.add(problems[0])
     more = f" (and {len(problems) - 1} more)" if problems[1:] else ""
     raise UserError(f"init: nothing is written, as check refuses it: {problems[0]}{more}")
+
+
+def _fitted(values: dict[str, dict[str, Any]], problem: str) -> bool:
+    """Add the setting with which a problem of lengths or pooling is none; returns whether there is one."""
+    positions = re.search(r"max_position_embeddings \((\d+)\)", problem)
+    if problem.startswith("data.max_length:") and positions:
+        values["data"]["max_length"] = int(positions[1])
+    elif problem.startswith("rollout.max_prompt_tokens +") and positions:
+        half = int(positions[1]) // 2
+        values["rollout"] = {**values.get("rollout", {}), "max_prompt_tokens": half, "max_response_tokens": half}
+    elif "data.overlong" in problem:
+        values["data"]["overlong"] = "drop"  # such rows are counted, by check and by the run
+    elif problem.startswith("algorithm.pooling:"):
+        values["algorithm"]["pooling"] = "mean"
+    else:
+        return False
+    return True
 
 
 def _checked(job: str, values: Mapping[str, Mapping[str, Any]], fit: DataFit) -> tuple[str, Sequence[str]]:
     from launch.checks.check import examine
 
-    text = _text(job, values, fit)
+    text = as_text(job, values, fit)
     with tempfile.TemporaryDirectory() as directory, Aside() as aside:
         path = Path(directory) / "job.yaml"
         path.write_text(text, encoding="utf-8")
         return text, examine(load(str(path), []), aside).warnings
 
 
-def _text(job: str, values: Mapping[str, Mapping[str, Any]], fit: DataFit) -> str:
+def as_text(job: str, values: Mapping[str, Mapping[str, Any]], fit: DataFit) -> str:
     """A line for each section, below one that says what it is."""
     head = f"# {job} from the columns {', '.join(fit.reads)}. `tandem help SECTION.FIELD` explains a setting."
     lines = [f"{name}: {yaml.dump(section, Dumper=_Dumper, **_FORM).strip()}" for name, section in values.items()]
@@ -198,7 +222,6 @@ def _text(job: str, values: Mapping[str, Mapping[str, Any]], fit: DataFit) -> st
 
 def _write(target: Path, text: str) -> None:
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
         with target.open("x", encoding="utf-8") as file:
             file.write(text)
     except OSError as error:
