@@ -43,6 +43,11 @@ def init_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def completion_arguments(parser: argparse.ArgumentParser) -> None:
+    """Those of `completion`."""
+    parser.add_argument("shell", choices=("bash", "zsh", "fish"), help="whose script is printed")
+
+
 def config_arguments(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:
     """A configuration: file and overrides."""
     number = "?" if optional else None

@@ -21,6 +21,14 @@ def on_chat(arguments: argparse.Namespace) -> int:
     )
 
 
+def on_completion(arguments: argparse.Namespace) -> int:
+    """Print a shell's script for completion."""
+    from launch.verbs.completion import script
+
+    print(script(arguments.shell))
+    return 0
+
+
 def on_curves(arguments: argparse.Namespace) -> int:
     """Draw the curves of a run. Raises UserError."""
     from launch.tracking.redraw import curves_of
