@@ -1,5 +1,6 @@
-"""What could be typed next of `section.field=value`, from the page of all settings: the settings themselves take longer
-to import than somebody who has pressed Tab wants to wait.
+"""What could be typed next of `section.field=value`, from the page of all settings.
+
+The settings themselves take longer to import than somebody who has pressed Tab wants to wait.
 """
 
 import re
