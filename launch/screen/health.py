@@ -100,10 +100,14 @@ class Health:
         self._warned: dict[str, int] = {}
         """Metric that was warned about -> steps for which it has been in its range since."""
         self._said_solved = False
+        self.standing: dict[str, str] = {}
+        """Metric -> what there is to warn of in the last step, whether it was told before or not."""
+        self.solved = False
+        """Whether the task is, by the last step."""
 
     def warnings(self, metrics: Metrics) -> list[str]:
         """Lines for the metrics that are out of range now and that it helps to tell; absent ones are not judged."""
-        problems = self._problems(metrics)
+        self.standing = problems = self._problems(metrics)
         lines = [line for name, line in problems.items() if name not in self._warned]
         # Out of range again, a metric begins to recover anew; new ones are added with 0.
         for name in (*self._warned, *problems):
@@ -125,7 +129,7 @@ class Health:
     def _problems(self, metrics: Metrics) -> dict[str, str]:
         """Metric name -> warning, for every metric out of its range."""
         self._remember(metrics)
-        solved = self._solved(metrics)
+        self.solved = solved = self._solved(metrics)
         found = {
             ceiling.metric: ceiling.line(metrics)
             for ceiling in CEILINGS
