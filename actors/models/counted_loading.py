@@ -7,15 +7,16 @@ from typing import Any
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
-from actors.pulse import Watched, Work
+from actors.pulse import Watched
 
 _LOADS = "Loading weights"
 """What the bar is called that counts the tensors of a model (transformers 5)."""
 
 
 @contextmanager
-def counted_loading(work: Work = Watched.work) -> Iterator[None]:
+def counted_loading() -> Iterator[None]:
     """Within it, tensors that are loaded count as what the process does; other bars stay as they are."""
+    work = Watched.work
 
     class Counted(tqdm):  # pyright: ignore[reportMissingTypeArgument]
         """The same bar, each step of which is told."""
