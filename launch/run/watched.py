@@ -79,8 +79,8 @@ class Rank:
 
     @property
     def works_on(self) -> Pulse | None:
-        """Its last pulse, where that counts something."""
-        return self.pulse if self.pulse and self.pulse.of and not self.is_lost else None
+        """Its last pulse, where that counts something of which there is more to be done."""
+        return self.pulse if self.pulse and self.pulse.done < self.pulse.of and not self.is_lost else None
 
     def see(self, wardens: Wardens, now: float) -> None:
         """Look at it from now on, where that can be done."""

@@ -102,6 +102,7 @@ class Miner:
         """Vectors of all passages, [*, D] each."""
         texts, shards = self.task.passages, []
         for number, start in enumerate(range(0, len(texts), self._shard)):
+            self.told("encoding", start, len(texts), "passages")
             if (shard := parts.shard("passages", number)) is None:
                 shard = self.model.encode_document(
                     list(texts[start : start + self._shard]),
@@ -113,7 +114,6 @@ class Miner:
                 shard = parts.shard("passages", number)  # read back: it lies on the disk then, not in memory
                 assert shard is not None
             shards.append(shard)
-            self.told("encoding", min(start + self._shard, len(texts)), len(texts), "passages")
         return shards
 
     def _queries(self, numbers: range, parts: MiningParts) -> Scores:
@@ -141,6 +141,7 @@ class Miner:
         self, numbers: range, chunks: list[range], first: int, shards: list[Scores], parts: MiningParts
     ) -> list[MinedPart]:
         """The parts of a block of queries, whose candidates are searched at once."""
+        self.told("mining", numbers.start, len(self.task.queries), "queries")
         queries = self._queries(numbers, parts)
         # One more than is looked at: the query itself may be among them.
         vectors = torch.from_numpy(queries).to(self.model.device)
