@@ -87,7 +87,8 @@ def pulse(done: int, of: int) -> Pulse:
 
 
 def test_the_process_that_has_most_before_it_is_told() -> None:
-    ranks = [rank(0, pulse(1200, 1290)), rank(1, pulse(3, 290)), rank(2, pulse(7, 0)), rank(3, None), rank(5, pulse(9, 9))]
+    first, second, idle = rank(0, pulse(1200, 1290)), rank(1, pulse(3, 290)), rank(2, pulse(7, 0))
+    ranks = [first, second, idle, rank(3, None), rank(5, pulse(9, 9))]
     assert how_far(ranks) == "policy[1] 3 of 290 tensors"
     assert how_far([*ranks, rank(4, pulse(0, 9), lost=True)]) == "policy[1] 3 of 290 tensors"
     assert how_far(ranks[:1]) == "policy[0] 1,200 of 1,290 tensors"

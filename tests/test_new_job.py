@@ -171,7 +171,7 @@ def test_what_the_model_is_too_short_for_is_in_the_file(here: Path, model: Path)
 
 
 @pytest.mark.parametrize(
-    "text", ["1e-5", "yes", "a: b", "#", "'", '"', "null", "01", "a\nb", "答案", "{x}", "~", "5.0"]
+    "text", ["1e-5", "yes", "a: b", "#", "'", '"', "null", "01", "a\nb", "答案", "{x}", "0o17", "+1e5"]
 )
 def test_what_yaml_could_misread_is_quoted(text: str, here: Path) -> None:
     fit = fits(rows_of("messages"))["sft"]

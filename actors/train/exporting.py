@@ -100,10 +100,11 @@ class ExportingWorker(Worker):
                 if not (directory / "config.json").is_file():
                     self.write_files(directory, None)
                 self.work.expect(len(lora.parameter_metas(self.hf_model)), "tensors")
-                self.write_files(directory, self._counted(tensors))
+                self.write_files(directory, self._one_by_one(tensors))
         return self.write_adapter(directory, error)
 
-    def _counted(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
+    def _one_by_one(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
+        """The same, counted as they are taken."""
         for tensor in tensors:
             yield tensor
             self.work.progressed()
