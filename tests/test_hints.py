@@ -57,7 +57,7 @@ def test_what_is_below_its_limit_is_told_from_a_mean_on(value: float, says: str)
 
 
 def test_groups_that_taught_nothing_are_told_unless_the_task_is_solved() -> None:
-    rewards = {"reward__max": 1.0, "reward__min": 0.0}
+    rewards: dict[str, Any] = {"reward__max": 1.0, "reward__min": 0.0}
     [line] = told(*rows(reward__zero_variance_fraction=0.6, reward__mean=0.4, **rewards))
     assert line.startswith("look at: in the last 10 steps 60% of the groups had equal rewards and taught nothing")
     assert told(*rows(reward__zero_variance_fraction=0.6, reward__mean=0.97, **rewards)) == []

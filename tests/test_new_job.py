@@ -13,7 +13,7 @@ import pytest
 
 from actors.config import ModelInit
 from launch.checks.check import examine
-from launch.cli import main
+from launch.cli import INTERRUPTED, main
 from launch.config import load
 from launch.sizes.machine import Machine
 from launch.verbs import new_job
@@ -263,6 +263,14 @@ def test_on_a_terminal_it_asks_and_asks_again(here: Path, model: Path) -> None:
     config = load("second.yaml", [])
     assert (config.algorithm.name, config.reward.functions[0].name) == ("grpo", "exact_match")
     assert (here / "grpo.yaml").read_text() == "mine"
+
+
+def test_who_leaves_in_the_middle_has_written_nothing(here: Path) -> None:
+    data = written(here, rows_of("pairs"))
+    with terminal() as outer:
+        os.write(outer, f"{data}\n\x04".encode())  # Ctrl-D
+        assert main(["init"]) == INTERRUPTED
+    assert [path.name for path in here.iterdir()] == [data]
 
 
 def test_every_job_has_a_place_in_init() -> None:

@@ -387,9 +387,9 @@ def _rollouts(
 
 def _rl_data(config: RunConfig, directory: str, reporter: Reporter) -> _Data:
     data, limit = config.data, config.rollout.max_prompt_tokens
-    found = run_data(
-        config.algorithm, data, with_chat_template(load_tokenizer(directory), config.model), max_prompt_tokens=limit
-    )
+    tokenizer = with_chat_template(load_tokenizer(directory), config.model)
+    told = partial(reporter.progress, what="rows")
+    found = run_data(config.algorithm, data, tokenizer, max_prompt_tokens=limit, told=told)
     for note in found.notes:
         reporter.note(note)
     batches = row_order(found.sizes, data.weights, seed=config.run.seed, shuffle=data.shuffle)

@@ -25,6 +25,7 @@ def ask(*, job: str | None, model: str | None, data: str | None, output: str | N
 
     Raises:
         UserError: what was given fits nothing; there is nobody to ask it of.
+        KeyboardInterrupt: the person leaves.
     """
     rows, found = [], {}
 
@@ -50,7 +51,10 @@ def ask(*, job: str | None, model: str | None, data: str | None, output: str | N
 def _answer(question: str, proposed: str | None, taken: Callable[[str], str]) -> str:
     while True:
         shown = f"{question} [{proposed}]: " if proposed else f"{question}: "
-        given = input(shown).strip() or proposed
+        try:
+            given = input(shown).strip() or proposed
+        except EOFError:  # Ctrl-D: as Ctrl-C
+            raise KeyboardInterrupt from None
         if given is None:
             continue
         try:
