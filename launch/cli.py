@@ -38,6 +38,10 @@ _STARTED = time.monotonic()  # the user waits from here on, also for what is imp
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 2 user's mistake (one line each on stderr), 130 Ctrl-C."""
     try:
+        if argv is None and "_ARGCOMPLETE" in os.environ:  # a shell asks, not a person
+            from launch.verbs.completion import complete
+
+            complete(VERBS)
         # Arguments that are given come from a program, which has not asked for a second process of itself.
         code = _main(list(sys.argv[1:] if argv is None else argv), may_fork=argv is None)
         sys.stdout.flush()
@@ -252,7 +256,7 @@ def _help_of_verb(name: str) -> None:
 
 VERBS = {
     "init": Verb(
-        "copies configs and examples into a directory, to start from",
+        "writes a configuration for your data, or copies configs and examples into a directory",
         "tandem init my-project",
         takes.init_arguments,
         model_verbs.on_init,
@@ -352,6 +356,12 @@ VERBS = {
         "tandem k8s configs/own-task.yaml run.output=/shared/outputs > run.yaml",
         takes.k8s_arguments,
         cluster_verbs.on_k8s,
+    ),
+    "completion": Verb(
+        "prints what a shell must read to complete verbs, options, files and settings with Tab",
+        'eval "$(tandem completion bash)"',
+        takes.completion_arguments,
+        model_verbs.on_completion,
     ),
     "help": Verb(
         "explains a setting or section, ours or by another project's name, or a verb",

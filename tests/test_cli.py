@@ -66,7 +66,7 @@ MISTAKES = {
     "unknown verb": (
         ["chek", "job.yaml"],
         "verb: must be one of init, run, check, data, chat, export, curves, mine, search, submit, status, "
-        "logs, stop, list, k8s, help (did you mean check?), got chek",
+        "logs, stop, list, k8s, completion, help (did you mean check?), got chek",
     ),
     "unknown option": (
         ["check", "job.yaml", "--jso"],

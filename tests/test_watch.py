@@ -379,11 +379,12 @@ class Rank(Worker):
 
 
 class Distant(Rank):
-    """A rank that says that it is another machine's."""
+    """A rank that says that it is another machine's, and has done half of what it has to do."""
 
     def pulse(self) -> Pulse:
         process = own_process()
-        return Pulse(process=ProcessId(process.pid, process.started, "elsewhere-1"), method=None, seconds=0, done=0)
+        there = ProcessId(process.pid, process.started, "elsewhere-1")
+        return Pulse(process=there, method=None, seconds=0, done=1, of=2, what="tensors")
 
 
 class Unbuilt(Rank):
@@ -402,9 +403,14 @@ def run(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
     slot = Slot(placement=bundles, bundle=0, cpus=0.05, gpus=0, threads=1)
     workers = {"policy": (Rank, 7), "distant": (Distant, 2), "brief": (Rank, 1), "unbuilt": (Unbuilt, 1)}
     placement = Placement([bundles], {name: [slot] * count for name, (_, count) in workers.items()})
-    roster, told = Roster(str(directory)), Told()
+    roster, told, work = Roster(str(directory)), Told(), list[str]()
     watch = ProcessWatch(
-        roster, Events(directory), on_lost=told.append, warn=told.warnings.append, heartbeat_s=HEARTBEAT_S
+        roster,
+        Events(directory),
+        on_lost=told.append,
+        warn=told.warnings.append,
+        on_work=work.append,
+        heartbeat_s=HEARTBEAT_S,
     )
     for name, (worker, _) in workers.items():
         roster.add(name, worker, DEADLINE_S, placement)
@@ -414,6 +420,7 @@ def run(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
     started = [rank for name, (worker, count) in workers.items() for rank in [(name, n) for n in range(count)]]
     started.remove(("unbuilt", 0))
     wait_until(lambda: all((rank := watch._ranks.get(key)) and rank.process for key in started), "the first pulses")
+    wait_until(lambda: work[-1:] == ["distant[0] 1 of 2 tensors"], "what they have done")
     expected = list[tuple[str, int, str, str]]()
     yield SimpleNamespace(roster=roster, policy=roster["policy"], watch=watch, told=told, expected=expected)
     watch.stop()

@@ -21,7 +21,7 @@ from actors.files.full_disk import told_when_full
 from actors.files.own_files import StoredFile
 from actors.files.pieces import Contents
 from actors.models.packed import PackedBatch, Read
-from actors.pulse import beside
+from actors.pulse import MICRO_BATCHES, beside
 from actors.train.checkpoint_files import CapturedFiles
 from actors.train.engine import TrainingEngine, gathered, load_library
 from actors.train.exporting import ExportingWorker
@@ -224,6 +224,7 @@ class TrainedWorker(KeptWorker, ExportingWorker):
         self, plan: list[list[Sequence]], totals: Totals, loss: LossFunction, share_prompts: bool = False
     ) -> Metrics:
         """Metrics of the loss on given sequences, without an update."""
+        self.work.expect(len(plan), MICRO_BATCHES)
         sums = Sums()
         for sequences in plan:
             batch = self._packed(sequences, share_prompts)
@@ -235,6 +236,7 @@ class TrainedWorker(KeptWorker, ExportingWorker):
 
     def outputs(self, plan: list[list[Sequence]], share_prompts: bool = False) -> list[list[float]]:
         """Sum over the action tokens of every sequence of what the model reads there: its logprob, or its score."""
+        self.work.expect(len(plan), MICRO_BATCHES)
         found = []
         for sequences in plan:
             batch = self._packed(sequences, share_prompts)

@@ -1,6 +1,7 @@
 """What a reinforcement job reads before it starts: its prompts, their order, and who tells of responses to them."""
 
 from dataclasses import dataclass
+from functools import partial
 
 from actors.episodes import Prompt
 from actors.models.token_texts import TokenTexts
@@ -32,7 +33,8 @@ def rl_data(config: RunConfig, directory: str, reporter: Reporter) -> RLData:
     """Read the data of a PPO or GRPO run with the tokenizer in `directory`; raises UserError as `run_data` does."""
     data, limit = config.data, config.rollout.max_prompt_tokens
     tokenizer = load_tokenizer(directory)
-    found = run_data(config.algorithm, data, with_chat_template(tokenizer, config.model), max_prompt_tokens=limit)
+    templated, told = with_chat_template(tokenizer, config.model), partial(reporter.progress, what="rows")
+    found = run_data(config.algorithm, data, templated, max_prompt_tokens=limit, told=told)
     for note in found.notes:
         reporter.note(note)
     batches = row_order(found.sizes, data.weights, seed=config.run.seed, shuffle=data.shuffle)

@@ -207,6 +207,7 @@ def _started(
             heartbeat_s=config.run.heartbeat_s,
             excuse=ray_is_dead,
             on_news=now.write,
+            on_work=display.within,
             wardens=Wardens(config.run.heartbeat_s, placement.lost),
             pool_nodes=lambda: [slot.node for slot in placement.slots.get("reward", ())],
         )

@@ -102,6 +102,10 @@ class Health:
         self._warned: dict[str, int] = {}
         """Metric that was warned about -> steps for which it has been in its range since."""
         self._said_solved = False
+        self.standing: dict[str, str] = {}
+        """Metric -> what there is to warn of in the last step, whether it was told before or not."""
+        self.solved = False
+        """Whether the task is, by the last step."""
 
     def warnings(self, metrics: Metrics) -> list[str]:
         """Lines for the metrics that are out of range now and that it helps to tell; absent ones are not judged."""
@@ -110,7 +114,7 @@ class Health:
     def out_of_range(self, metrics: Metrics) -> dict[str, str]:
         """The same lines by their metric."""
         problems = {name: line for name, line in self._problems(metrics).items() if name not in self._unless}
-        lines = {name: line for name, line in problems.items() if name not in self._warned}
+        self.standing, lines = problems, {name: line for name, line in problems.items() if name not in self._warned}
         # Out of range again, a metric begins to recover anew; new ones are added with 0.
         for name in (*self._warned, *problems):
             self._warned[name] = 0 if name in problems else self._warned[name] + 1
@@ -131,7 +135,7 @@ class Health:
     def _problems(self, metrics: Metrics) -> dict[str, str]:
         """Metric name -> warning, for every metric out of its range."""
         self._remember(metrics)
-        solved = self._solved(metrics)
+        self.solved = solved = self._solved(metrics)
         found = {
             ceiling.metric: ceiling.line(metrics)
             for ceiling in CEILINGS

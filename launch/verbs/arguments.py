@@ -25,7 +25,27 @@ class Verb:
 
 def init_arguments(parser: argparse.ArgumentParser) -> None:
     """Those of `init`."""
-    parser.add_argument("directory", metavar="DIR", help="gets configs/ and examples/, which it must not have yet")
+    parser.add_argument(
+        "directory", metavar="DIR", nargs="?", help="gets configs/ and examples/, which it must not have yet"
+    )
+    parser.add_argument(
+        "--job",
+        choices=("sft", "grpo", "ppo", "dpo", "reward", "embedding", "reranker"),
+        help="write a configuration instead, of this job",
+    )
+    parser.add_argument("--model", metavar="MODEL", help="directory or hub id of the model to train")
+    parser.add_argument("--data", metavar="FILE", help="rows to train on; their columns decide how they are read")
+    parser.add_argument("--output", metavar="FILE.yaml", help="file to be written (default: JOB.yaml)")
+    parser.add_argument(
+        "--reward",
+        metavar="FUNCTION",
+        help="of grpo and ppo: math, exact_match or file.py:function (default: by the data)",
+    )
+
+
+def completion_arguments(parser: argparse.ArgumentParser) -> None:
+    """Those of `completion`."""
+    parser.add_argument("shell", choices=("bash", "zsh", "fish"), help="whose script is printed")
 
 
 def config_arguments(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:
