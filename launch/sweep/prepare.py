@@ -132,7 +132,7 @@ def make_directory(plan: Plan, config: str) -> None:
 
 def _drawn(options: Options, space: Space, search: str, count: int, found: Survey) -> list[Point] | None:
     """Points drawn at random, each of them checked; None for a searcher that chooses its own, within the same space."""
-    from launch.sweep.search import points, require_optuna
+    from launch.sweep.tuned import points, require_optuna
 
     if search == "optuna":
         require_optuna()

@@ -126,9 +126,8 @@ def check_metric(settled: Settled, metric: str, *, ordered: bool) -> None:
     except ValueError as error:
         raise UserError(str(error)) from None
     if ordered and metric in UNORDERED:
-        raise UserError(
-            f"--mode: required with --metric {metric}, of which more is not better, min or max, got nothing"
-        )
+        rule = f"required, min or max, with --metric {metric}, of which more is not better"
+        raise UserError(f"--mode: {rule}, got nothing")
 
 
 def _one_by_one(space: Space) -> Iterable[Point]:

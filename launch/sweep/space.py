@@ -149,7 +149,7 @@ def _read(field: str, text: str) -> Listed | Range | None:
         return Listed(field, text, _options(inside), drawn=True)
     if name in RANGES:
         return _range(field, text, name, inside)
-    near = difflib.get_close_matches(name, ["choice", *RANGES], 1)
+    near = difflib.get_close_matches(name, ["choice", *RANGES], 1, 0.7)
     hint = f" (did you mean {near[0]}?)" if near else ""
     raise ValueError(f"must be a list, choice, uniform, loguniform or randint (a text in quotes is itself){hint}")
 

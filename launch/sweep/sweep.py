@@ -1,5 +1,6 @@
 """The verb `sweep`: trials as runs, one after the other or several at a time, until there is no other to try."""
 
+import math
 import os
 import signal
 import time
@@ -7,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from actors.config import UserError
 from launch.kinds.table import job_kind
@@ -18,9 +20,13 @@ from launch.sweep.prepare import Options, Plan, make_directory, prepare
 from launch.sweep.process import TrialProcess, run_command, start, taken
 from launch.sweep.record import LOCK, Trial
 from launch.sweep.rows import MetricRows
+from launch.sweep.search import Drawn, Search
 from launch.sweep.settled import assignments, settle
 from launch.sweep.table import print_table
 from launch.tracking.now import END, read_now
+
+if TYPE_CHECKING:
+    from launch.sweep.tuned import EarlyStop
 
 TICK_S = 0.25
 """Between two looks at the trials."""
@@ -75,6 +81,8 @@ class _Running:
     rows: MetricRows
     steps: int | None
     """It has; None: not known."""
+    told: int
+    """The last step that was told: of a run that goes on, those before are read again."""
 
 
 @dataclass
@@ -95,18 +103,9 @@ class Sweep:
     """The one of which that was said."""
 
     def __post_init__(self) -> None:
-        from launch.sweep.search import Drawn, EarlyStop, Optuna
-
         plan, record = self.plan, self.plan.record
-        begun = len(record.trials)
-        if plan.points is None:
-            self._search = Optuna(plan.space, record.metric, record.mode, record.seed, begun)
-        else:
-            self._search = Drawn(plan.points)
-        self._early = None
-        if plan.grace is not None:
-            reduction = plan.reduction
-            self._early = EarlyStop(record.metric, record.mode, grace=plan.grace, reduction=reduction, steps=plan.steps)
+        self._search = _search(plan)
+        self._early = _early_stop(plan)
         self._recall()
         while plan.points is not None and len(record.trials) < record.count:
             self._next_trial()
@@ -146,7 +145,7 @@ class Sweep:
             rows.update()
             if self._early:
                 for step, value in rows.values.items():
-                    if value == value:  # a number
+                    if math.isfinite(value):
                         self._early.goes_on(trial.number, step, value)
             self._score(trial, rows, least=least)
             if trial.state == states.STOPPING:
@@ -195,7 +194,7 @@ class Sweep:
                 tell(f"trial {trial.number}: waiting for the end of a process of it, which an earlier start has begun")
             return False
         steps = job_kind(settled.config).known_steps
-        self._running.append(_Running(trial, process, self._rows(trial), steps))
+        self._running.append(_Running(trial, process, self._rows(trial), steps, trial.step or -1))
         goes_on = f", from step {trial.reached}" if trial.reached else ""
         trial.state = states.RUNNING
         tell(f"trial {trial.number} of {plan.record.count}{goes_on}: {' '.join(assignments(trial.point))}")
@@ -212,8 +211,12 @@ class Sweep:
             self._write()
         for step in steps:
             value = item.rows.values[step]
-            tell(f"trial {trial.number}: step {step}, {self.plan.record.metric} {value:.6g}")
-            if code is None and trial.state == states.RUNNING and (why := self._why_stop(item, step, value)):
+            if step > item.told:
+                item.told = step
+                shown = f"{value:.6g}" if math.isfinite(value) else "is no number"
+                tell(f"trial {trial.number}: step {step}, {self.plan.record.metric} {shown}")
+            why = self._why_stop(item, step, value)  # also of one that has ended: the others are compared with it
+            if why and code is None and trial.state == states.RUNNING:
                 trial.state, trial.cause = states.STOPPING, why
                 self._write()  # first: whoever goes on after a kill knows that it is not to be resumed
                 item.process.stop(self.plan.stop_wait_s)
@@ -223,16 +226,19 @@ class Sweep:
 
     def _why_stop(self, item: _Running, step: int, value: float) -> str:
         """Why a trial ends early; empty if it goes on."""
-        if self._early is None or (item.steps is not None and step >= item.steps):
+        if self._early is None or self.plan.grace is None:
             return ""
+        if math.isfinite(value):
+            behind = not self._early.goes_on(item.trial.number, step, value)
+            why = f"at step {step} not among the best 1/{self.plan.reduction}" if behind else ""
+        else:
+            why = f"no number at step {step}" if step >= self.plan.grace else ""
+        return "" if why and self._is_done(item, step) else why
+
+    def _is_done(self, item: _Running, step: int) -> bool:
+        """Whether this was its last step, or it is exporting: nothing is saved by stopping it."""
         where = read_now(self._directory_of(item.trial))
-        if where is not None and where.phase == END:  # it is exporting: nothing is saved by stopping it
-            return ""
-        if value != value:
-            return f"no number at step {step}"
-        if self._early.goes_on(item.trial.number, step, value):
-            return ""
-        return f"at step {step} not among the best 1/{self.plan.reduction}"
+        return (item.steps is not None and step >= item.steps) or (where is not None and where.phase == END)
 
     def _ended(self, item: _Running, code: int) -> None:
         """A trial's process has ended."""
@@ -311,6 +317,23 @@ class Sweep:
         early = f", stopped early from step {plan.grace} on" if self._early else ""
         left = len(self._left) + record.count - len(record.trials)
         of = f" of {record.count}" if left < record.count else ""
-        tell(
-            f"{plan.directory}: {left}{of} trials, {plan.parallel} at a time{early}; best is the {order} {record.metric}"
-        )
+        how = f"{plan.parallel} at a time{early}"
+        tell(f"{plan.directory}: {left}{of} trials, {how}; best is the {order} {record.metric}")
+
+
+def _search(plan: Plan) -> Search:
+    if plan.points is not None:
+        return Drawn(plan.points)
+    from launch.sweep.tuned import Optuna
+
+    record = plan.record
+    return Optuna(plan.space, record.metric, record.mode, record.seed, known=len(record.trials))
+
+
+def _early_stop(plan: Plan) -> "EarlyStop | None":
+    if plan.grace is None:
+        return None
+    from launch.sweep.tuned import EarlyStop
+
+    record = plan.record
+    return EarlyStop(record.metric, record.mode, grace=plan.grace, reduction=plan.reduction, steps=plan.steps)
