@@ -85,7 +85,7 @@ def swept(plan: Plan, *, during: Callable[[Sweep], None] = lambda _: None) -> di
     finally:
         sweep.close()
     assert read_record(plan.directory) == plan.record
-        return {trial.point[SEED]: (trial.state, trial.value) for trial in plan.record.trials}
+    return {trial.point[SEED]: (trial.state, trial.value) for trial in plan.record.trials}
 
 
 def test_trials_run_stop_and_fail_each_for_itself(config: str, capsys: pytest.CaptureFixture[str]) -> None:
