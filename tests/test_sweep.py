@@ -44,7 +44,7 @@ PROGRAM = textwrap.dedent("""
         with open(rows, "a") as file:
             file.write(json.dumps({"step": step, "eval/reward/mean": value}) + "\\n")
         if os.path.exists("hold") or (seed in (10, 50) and step == 2):
-                        for _ in range(6000):
+            for _ in range(6000):
                 if asked:
                     break
                 time.sleep(0.01)
