@@ -241,6 +241,20 @@ def test_another_sweep_takes_another_directory(config: str, changed: dict[str, A
         prepare(options)
 
 
+@pytest.mark.parametrize(
+    ("number", "point"),
+    [(1, {"run.seed": "42"}), (1, {"reward.functions": "[x.py:f]"}), (2, {"run.seed": "40"}), (1, ["run.seed"])],
+)
+def test_a_file_of_somebody_else_says_nothing_that_the_command_does_not(config: str, number: int, point: Any) -> None:
+    options = Options(config, ["run.seed=40,41"], METRIC)
+    plan = prepare(options)
+    make_directory(plan, config)
+    plan.record.trials = [Trial(number, point, [])]
+    plan.record.write(plan.directory)
+    with pytest.raises(UserError, match=r"sweep.json: must "):
+        prepare(options)
+
+
 def test_a_sweep_of_drawn_values_may_get_more_trials(config: str) -> None:
     options = Options(config, ["run.seed=randint(30,40)"], METRIC, trials=2, early_stop="none")
     plan = prepare(replace(options, overrides=[*options.overrides, "algorithm.steps=8"]))
@@ -386,3 +400,9 @@ def test_a_sweep_writes_strict_json(tmp_path: Path) -> None:
     record.write(tmp_path)
     assert json.loads((tmp_path / "sweep.json").read_text(encoding="utf-8"))["fixed"] == ["a=ä"]
     assert read_record(tmp_path) == record
+
+
+def test_a_job_is_a_run_and_no_sweep(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["submit", "sweep", "c.yaml", "a=1,2"]) == 2
+    line = "error: CONFIG: must be that of a run, as `tandem sweep` itself starts those of a sweep, got sweep\n"
+    assert capsys.readouterr().err == line

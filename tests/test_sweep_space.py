@@ -1,5 +1,6 @@
 """The space of a sweep: its grammar, and what is checked and refused before any trial starts."""
 
+import argparse
 import json
 import math
 from collections import Counter
@@ -8,10 +9,12 @@ from pathlib import Path
 import pytest
 
 from actors.config import UserError
+from launch.cli import VERBS
 from launch.sweep.prepare import Options, prepare
 from launch.sweep.settled import settle, survey
 from launch.sweep.space import Listed, Range, read_space, split
 from launch.sweep.tuned import EarlyStop, points
+from tests.test_docs import BY_HAND, ROOT, words_of_commands
 
 LR = "policy.optimizer.lr"
 GRPO = """
@@ -68,6 +71,10 @@ def test_a_space_has_lists_ranges_and_what_is_fixed() -> None:
         Listed("c", "choice(x,[1, 2])", ("x", "[1, 2]"), drawn=True),
         Range("d", "randint(1,4)", "randint", 1, 4),
     )
+    assert all(space.has(point) for point in [*space.corners(), *points(space, 9, seed=0)])
+    outside = {**next(space.corners()), "d": "4.5"}
+    assert not space.has(outside)
+    assert not space.has({**outside, "d": "0"})
     assert space.grid == 2
     assert space.drawn
     assert len(list(space.corners())) == 2 * 2 * 2 * 2
@@ -258,3 +265,16 @@ def test_defaults_are_written_as_yaml_reads_them(config: str) -> None:
     settled = settle(config, ["algorithm.kl_coef=0"], {"algorithm.kl_horizon": "77", "algorithm.kl_target": "6"})
     assert json.loads(json.dumps(settled.defaults)) == {"algorithm.kl_target": None, "algorithm.kl_horizon": 10_000}
     assert settled.config.algorithm.name == "grpo"
+
+
+def test_sweeps_of_the_docs_are_valid(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    found = [words[1:] for words in words_of_commands(BY_HAND) if words[1] == "sweep" and "--metric" in words]
+    assert len(found) >= 3
+    for _, *rest in found:
+        parser = argparse.ArgumentParser(exit_on_error=False)
+        VERBS["sweep"].declare(parser)
+        given = vars(parser.parse_intermixed_args(rest))
+        assert given.pop("table") is None
+        prepare(Options(**given))

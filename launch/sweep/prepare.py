@@ -16,12 +16,12 @@ from launch.kinds.table import job_kind
 from launch.run.identity import changes
 from launch.settings.file import read_yaml
 from launch.sizes.placement import demands
-from launch.sweep.record import BASE, Record, Trial, read_record
+from launch.sweep.record import BASE, NAME, Record, Trial, read_record
 from launch.sweep.settled import Survey, check_metric, probes, survey
 from launch.sweep.space import Point, Space, read_space
 
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
-_MOST_TRIALS = 10_000
+_MOST_TRIALS = 1000
 _MOST_SAMPLED = 64
 """Points within the ranges that are checked for a search whose points nobody knows before."""
 _QUARTER = 4
@@ -100,7 +100,7 @@ def prepare(options: Options) -> Plan:
     points = found.distinct() if search == "grid" else _drawn(options, space, search, count, found)
     warnings = found.warnings()
     record = _record(options, space, search, len(points) if search == "grid" and points else count)
-    record.trials = _trials_before(directory, record, options.config)
+    record.trials = _trials_before(directory, record, space, options.config)
     steps, grace = _stopping(options, [settled.config for settled in found.settled])
     storage = config.run.storage
     return Plan(
@@ -194,7 +194,7 @@ def _record(options: Options, space: Space, search: str, count: int) -> Record:
     return Record(options.config, [*space.fixed], varied, options.metric, mode, search, options.seed, count)
 
 
-def _trials_before(directory: Path, record: Record, config: str) -> list[Trial]:
+def _trials_before(directory: Path, record: Record, space: Space, config: str) -> list[Trial]:
     """Those of the sweep that this one goes on with; raises UserError where the directory is of something else."""
     before = read_record(directory) if directory.is_dir() else None
     if before is None:
@@ -214,6 +214,10 @@ def _trials_before(directory: Path, record: Record, config: str) -> list[Trial]:
         ]
     if found:
         raise UserError(*(f"{line}; another --name begins another sweep" for line in found))
+    # What trials are started with shall be this command's, whoever has written the file.
+    for number, trial in enumerate(before.trials, start=1):
+        if trial.number != number or not space.has(trial.point):
+            raise UserError(f"{directory / NAME}: must hold points of this sweep, got another as trial {number}")
     return before.trials
 
 

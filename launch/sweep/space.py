@@ -49,6 +49,10 @@ class Listed:
         """The values to be checked: all of them."""
         return self.options
 
+    def has(self, text: str) -> bool:
+        """Whether this is the text of one of the values."""
+        return text in self.options
+
 
 @dataclass(frozen=True, slots=True)
 class Range:
@@ -70,6 +74,14 @@ class Range:
             return str(int(self.low)), str(int(self.high) - 1)
         return repr(float(self.low)), repr(float(self.high))
 
+    def has(self, text: str) -> bool:
+        """Whether this is the text of a number in the range."""
+        try:
+            number = int(text) if self.name == "randint" else float(text)
+        except ValueError:
+            return False
+        return self.low <= number <= self.high
+
 
 @dataclass(frozen=True, slots=True)
 class Space:
@@ -88,6 +100,12 @@ class Space:
     def grid(self) -> int:
         """Points of the grid of lists."""
         return math.prod(len(item.ends) for item in self.varied if not item.drawn)
+
+    def has(self, point: object) -> bool:
+        """Whether this is a point of the space."""
+        if not isinstance(point, dict) or list(point) != [item.field for item in self.varied]:
+            return False
+        return all(isinstance(text := point[item.field], str) and item.has(text) for item in self.varied)
 
     def corners(self) -> Iterator[Point]:
         """Every combination of listed values and ends of ranges."""
