@@ -19,7 +19,7 @@ from launch.jobs import cluster_verbs
 from launch.run.attempt_link import say_loaded
 from launch.run.attempts import with_restarts
 from launch.screen.stdout import show_what_acts
-from launch.sweep.verb import on_sweep, sweep_arguments
+from launch.sweep.verb import on_sweep
 from launch.telemetry import switch_off
 from launch.verbs import arguments as takes
 from launch.verbs import model_verbs
@@ -267,7 +267,7 @@ VERBS = {
     "sweep": Verb(
         "trains with several values of settings, each a run of its own, and says which are best",
         "tandem sweep configs/own-task.yaml policy.optimizer.lr=3e-4,1e-3 --metric eval/reward/mean",
-        sweep_arguments,
+        takes.sweep_arguments,
         on_sweep,
     ),
     "check": Verb(

@@ -17,8 +17,8 @@ import pytest
 from actors.config import UserError
 from launch.cli import main
 from launch.sweep.prepare import Options, Plan, make_directory, prepare
-from launch.sweep.process import cause_of, run_command, start
-from launch.sweep.record import Record, Trial, read_record
+from launch.sweep.process import failure_of, run_command, start
+from launch.sweep.record import Record, SweepTrial, read_record
 from launch.sweep.rows import MetricRows
 from launch.sweep.sweep import Sweep
 from tests.conftest import ROOT
@@ -249,7 +249,7 @@ def test_a_file_of_somebody_else_says_nothing_that_the_command_does_not(config: 
     options = Options(config, ["run.seed=40,41"], METRIC)
     plan = prepare(options)
     make_directory(plan, config)
-    plan.record.trials = [Trial(number, point, [])]
+    plan.record.trials = [SweepTrial(number, point, [])]
     plan.record.write(plan.directory)
     with pytest.raises(UserError, match=r"sweep.json: must "):
         prepare(options)
@@ -332,9 +332,9 @@ def test_the_table_shows_short_names_and_who_is_best(tmp_path: Path, capsys: pyt
     record = Record("c.yaml", [], varied, "eval/loss", "min", "random", 0, 4)
     point = {"policy.optimizer.lr": "3.1622776601683795e-05", "critic.optimizer.lr": "1e-4", "a.b": "[red]"}
     record.trials = [
-        Trial(1, point, [], "finished", 0.5, 100, 100),
-        Trial(2, point, [], "failed", cause="error: x"),
-        Trial(3, point, [], "running", 0.25, 50, 60),
+        SweepTrial(1, point, [], "finished", 0.5, 100, 100),
+        SweepTrial(2, point, [], "failed", cause="error: x"),
+        SweepTrial(3, point, [], "running", 0.25, 50, 60),
     ]
     record.write(tmp_path)
     assert main(["sweep", "--table", str(tmp_path)]) == 0
@@ -363,11 +363,11 @@ def test_the_cause_is_that_of_the_last_start(tmp_path: Path) -> None:
     begins = log.stat().st_size
     with log.open("a") as file:
         file.write("warning: x\n")
-    assert cause_of(log, 3, begins) == "ended with exit code 3"
-    assert cause_of(log, -9, begins) == "killed by signal 9"
+    assert failure_of(log, 3, begins) == "ended with exit code 3"
+    assert failure_of(log, -9, begins) == "killed by signal 9"
     with log.open("a") as file:
         file.write("run failed: policy[0]: died\nfull log: x\n")
-    assert cause_of(log, 1, begins) == "run failed: policy[0]: died"
+    assert failure_of(log, 1, begins) == "run failed: policy[0]: died"
 
 
 def test_a_trial_is_run_by_this_very_tandem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -396,7 +396,7 @@ def test_options_that_do_not_go_together(arguments: list[str], line: str, capsys
 
 
 def test_a_sweep_writes_strict_json(tmp_path: Path) -> None:
-    record = Record("c.yaml", ["a=ä"], {"x": "1,2"}, METRIC, "max", "grid", 0, 2, [Trial(1, {"x": "1"}, [])])
+    record = Record("c.yaml", ["a=ä"], {"x": "1,2"}, METRIC, "max", "grid", 0, 2, [SweepTrial(1, {"x": "1"}, [])])
     record.write(tmp_path)
     assert json.loads((tmp_path / "sweep.json").read_text(encoding="utf-8"))["fixed"] == ["a=ä"]
     assert read_record(tmp_path) == record

@@ -16,7 +16,7 @@ from launch.kinds.table import job_kind
 from launch.run.identity import changes
 from launch.settings.file import read_yaml
 from launch.sizes.placement import demands
-from launch.sweep.record import BASE, NAME, Record, Trial, read_record
+from launch.sweep.record import BASE, NAME, Record, SweepTrial, read_record
 from launch.sweep.settled import Survey, check_metric, probes, survey
 from launch.sweep.space import Point, Space, read_space
 
@@ -73,7 +73,7 @@ class Plan:
         """The configuration of all trials."""
         return self.directory / BASE
 
-    def overrides_of(self, trial: Trial) -> list[str]:
+    def overrides_of(self, trial: SweepTrial) -> list[str]:
         """What a trial is started with."""
         placed = [f"run.output={json.dumps(str(self.directory))}", f"run.name={trial.name}"]
         stored = [f"run.storage={json.dumps(self.storage)}"] if self.storage else []
@@ -194,7 +194,7 @@ def _record(options: Options, space: Space, search: str, count: int) -> Record:
     return Record(options.config, [*space.fixed], varied, options.metric, mode, search, options.seed, count)
 
 
-def _trials_before(directory: Path, record: Record, space: Space, config: str) -> list[Trial]:
+def _trials_before(directory: Path, record: Record, space: Space, config: str) -> list[SweepTrial]:
     """Those of the sweep that this one goes on with; raises UserError where the directory is of something else."""
     before = read_record(directory) if directory.is_dir() else None
     if before is None:

@@ -50,7 +50,7 @@ class TrialProcess:
 
     def cause(self) -> str:
         """Why it has failed, in its own words."""
-        return cause_of(self.log, self._process.returncode, self._begins)
+        return failure_of(self.log, self._process.returncode, self._begins)
 
 
 def run_command(config: Path, overrides: list[str]) -> list[str]:
@@ -99,7 +99,7 @@ def taken(lock: int) -> bool:
     return False
 
 
-def cause_of(log: Path, code: int, begins: int = 0) -> str:
+def failure_of(log: Path, code: int, begins: int = 0) -> str:
     """Why a run has failed: the last line from that byte on in which it says so, else its exit code."""
     with suppress(OSError), log.open("rb") as file:
         file.seek(max(begins, log.stat().st_size - _LONGEST_TAIL))

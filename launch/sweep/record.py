@@ -20,7 +20,7 @@ _STATES = (WAITING, RUNNING, STOPPING, *ENDED, INTERRUPTED)
 
 
 @dataclass
-class Trial:
+class SweepTrial:
     """One run of a sweep."""
 
     number: int
@@ -63,9 +63,9 @@ class Record:
     seed: int
     count: int
     """Trials that there are to be."""
-    trials: list[Trial] = field(default_factory=list)
+    trials: list[SweepTrial] = field(default_factory=list)
 
-    def ordered(self) -> list[Trial]:
+    def ordered(self) -> list[SweepTrial]:
         """The trials, the best first; those without a value last."""
         sign = 1.0 if self.mode == "min" else -1.0
         return sorted(self.trials, key=lambda trial: (trial.value is None, sign * (trial.value or 0.0), trial.number))
@@ -103,7 +103,7 @@ def read_record(directory: Path) -> Record | None:
     path = directory / NAME
     try:
         values = json.loads(path.read_bytes())
-        trials = [_checked(Trial(**trial)) for trial in values.pop("trials")]
+        trials = [_checked(SweepTrial(**trial)) for trial in values.pop("trials")]
         return Record(**values, trials=trials)
     except FileNotFoundError:
         return None
@@ -113,7 +113,7 @@ def read_record(directory: Path) -> Record | None:
         raise UserError(f"{path}: must be as a sweep has written it, got another text") from None
 
 
-def _checked(trial: Trial) -> Trial:
+def _checked(trial: SweepTrial) -> SweepTrial:
     """Raise ValueError for what no sweep writes."""
     value = trial.value
     known = trial.state in _STATES and type(trial.number) is int and isinstance(trial.point, dict)

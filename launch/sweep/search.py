@@ -15,7 +15,7 @@ class Search(Protocol):
         """A trial has ended with this value, or with none."""
 
 
-class Drawn:
+class KnownPoints:
     """Points of a grid, or drawn at random, all of which are known before the first trial."""
 
     def __init__(self, points: list[Point]) -> None:

@@ -18,11 +18,11 @@ from launch.screen.stdout import tell
 from launch.sweep import record as states
 from launch.sweep.prepare import Options, Plan, make_directory, prepare
 from launch.sweep.process import TrialProcess, run_command, start, taken
-from launch.sweep.record import LOCK, Trial
+from launch.sweep.record import LOCK, SweepTrial
 from launch.sweep.rows import MetricRows
-from launch.sweep.search import Drawn, Search
+from launch.sweep.search import KnownPoints, Search
 from launch.sweep.settled import assignments, settle
-from launch.sweep.table import print_table
+from launch.sweep.table import print_sweep
 from launch.tracking.now import END, read_now
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def run_sweep(options: Options) -> int:
             interrupted = sweep.run()
         finally:
             sweep.close()
-    print_table(plan.record, plan.directory, running=False)
+    print_sweep(plan.record, plan.directory, running=False)
     if interrupted:
         tell(f"interrupted; continue with the same command, results so far are in {plan.directory}")
         return STOPPED
@@ -76,7 +76,7 @@ def _locked(directory: Path) -> Iterator[None]:
 class _Running:
     """A trial that runs."""
 
-    trial: Trial
+    trial: SweepTrial
     process: TrialProcess
     rows: MetricRows
     steps: int | None
@@ -93,12 +93,12 @@ class Sweep:
     command: Callable[[Path, list[str]], list[str]] = run_command
     """Of a trial: of its configuration and overrides."""
     _running: list[_Running] = field(default_factory=list)
-    _left: list[Trial] = field(default_factory=list)
+    _left: list[SweepTrial] = field(default_factory=list)
     """Those that are known and wait for their turn."""
     _asked: bool = False
     """To end."""
     _waits_for: int = 0
-    """Trial of which a process of an earlier start has not ended; 0: none."""
+    """Number of the trial of which a process of an earlier start has not ended; 0: none."""
     _waits_told: int = 0
     """The one of which that was said."""
 
@@ -155,14 +155,14 @@ class Sweep:
             else:
                 trial.state, trial.cause = states.WAITING, ""
 
-    def _next_trial(self) -> Trial | None:
+    def _next_trial(self) -> SweepTrial | None:
         """Another trial by the searcher, its point checked; None where there is none."""
         record = self.plan.record
         number = len(record.trials) + 1
         point = self._search.point(number) if number <= record.count else None
         if point is None:
             return None
-        record.trials.append(Trial(number, point, []))
+        record.trials.append(SweepTrial(number, point, []))
         return record.trials[-1]
 
     def _start_due(self) -> None:
@@ -178,7 +178,7 @@ class Sweep:
                 return
             self._left.remove(trial)
 
-    def _start(self, trial: Trial) -> bool:
+    def _start(self, trial: SweepTrial) -> bool:
         """Whether it has begun, or has failed to; False while a process of it from before has not ended."""
         plan = self.plan
         try:
@@ -255,7 +255,7 @@ class Sweep:
             tell(f"full log: {item.process.log}")
             self._require_other_mistakes(code)
 
-    def _ends(self, trial: Trial, state: str, cause: str) -> None:
+    def _ends(self, trial: SweepTrial, state: str, cause: str) -> None:
         trial.state, trial.cause = state, cause
         if state in states.ENDED:
             self._search.tell(trial.number, trial.point, trial.value)
@@ -272,7 +272,7 @@ class Sweep:
             (cause,) = causes
             raise UserError(f"{str(cause).removeprefix('error: ')} (the first {len(begun)} trials ended so)")
 
-    def _score(self, trial: Trial, rows: MetricRows, *, least: bool) -> None:
+    def _score(self, trial: SweepTrial, rows: MetricRows, *, least: bool) -> None:
         found = rows.best(least=least) if self.plan.by_best else rows.last()
         trial.step, trial.value = found or (None, None)
         trial.reached = rows.step
@@ -301,10 +301,10 @@ class Sweep:
     def _write(self) -> None:
         self.plan.record.write(self.plan.directory)
 
-    def _rows(self, trial: Trial) -> MetricRows:
+    def _rows(self, trial: SweepTrial) -> MetricRows:
         return MetricRows(self._directory_of(trial) / "metrics.jsonl", self.plan.record.metric)
 
-    def _directory_of(self, trial: Trial) -> Path:
+    def _directory_of(self, trial: SweepTrial) -> Path:
         return self.plan.directory / trial.name
 
     @property
@@ -323,7 +323,7 @@ class Sweep:
 
 def _search(plan: Plan) -> Search:
     if plan.points is not None:
-        return Drawn(plan.points)
+        return KnownPoints(plan.points)
     from launch.sweep.tuned import Optuna
 
     record = plan.record

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from actors.config import UserError
 from launch.screen.console import VisibleConsole
-from launch.sweep.record import ENDED, FAILED, INTERRUPTED, LOCK, RUNNING, STOPPING, Record, Trial, read_record
+from launch.sweep.record import ENDED, FAILED, INTERRUPTED, LOCK, RUNNING, STOPPING, Record, SweepTrial, read_record
 
 _PLAIN_WIDTH = 160
 _LONGEST_CAUSE = 80
@@ -24,11 +24,11 @@ def show_table(directory: Path) -> int:
     if record is None:
         raise UserError(f"--table: must be the directory of a sweep, with sweep.json, got {directory}")
     running = _is_run(directory)
-    print_table(record, directory, running=running)
+    print_sweep(record, directory, running=running)
     return 0
 
 
-def print_table(record: Record, directory: Path, *, running: bool) -> None:
+def print_sweep(record: Record, directory: Path, *, running: bool) -> None:
     """Print the trials, the best first, and what there is to know of the whole."""
     width = None if sys.stdout.isatty() else _PLAIN_WIDTH  # rich takes 80 for a file
     console = VisibleConsole(soft_wrap=True, highlight=False, emoji=False, width=width)
@@ -63,7 +63,7 @@ def _table(record: Record, *, running: bool) -> Table:
     return table
 
 
-def _state(trial: Trial, *, running: bool) -> str:
+def _state(trial: SweepTrial, *, running: bool) -> str:
     state = trial.state
     if state in (RUNNING, STOPPING) and not running:
         state = INTERRUPTED

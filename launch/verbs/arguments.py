@@ -43,6 +43,30 @@ def run_arguments(parser: argparse.ArgumentParser) -> None:
     _retries_argument(parser)
 
 
+def sweep_arguments(parser: argparse.ArgumentParser) -> None:
+    """Those of `sweep`."""
+    config_arguments(parser, optional=True, values="set a field, or sweep it: a,b,c uniform(a,b) loguniform(a,b) ...")
+    parser.add_argument("--metric", metavar="NAME", help="metric of evaluations that is to be best: eval/reward/mean")
+    parser.add_argument("--mode", choices=("max", "min"), help="whether more is better (default: by the metric)")
+    parser.add_argument(
+        "--trials", metavar="N", type=_count, help="runs in all; left out for a grid, which has its own"
+    )
+    parser.add_argument("--parallel", metavar="N", type=_count, default=1, help="runs at a time (default: 1)")
+    parser.add_argument(
+        "--search", choices=("random", "optuna"), help="how values are chosen (default: random; of lists all are tried)"
+    )
+    parser.add_argument(
+        "--early-stop", choices=("asha", "none"), default="asha", help="end runs that fall behind (default: asha)"
+    )
+    parser.add_argument("--grace", metavar="N", type=_count, help="steps that each run has (default: a quarter)")
+    parser.add_argument(
+        "--reduction", metavar="N", type=_several, default=3, help="one in N runs goes on then (default: 3)"
+    )
+    parser.add_argument("--seed", metavar="N", type=_whole, default=0, help="of what is drawn (default: 0)")
+    parser.add_argument("--name", metavar="NAME", help="of its directory in run.output (default: run.name, and -sweep)")
+    parser.add_argument("--table", metavar="DIRECTORY", help="instead: show the table of a sweep, running or not")
+
+
 def check_arguments(parser: argparse.ArgumentParser) -> None:
     """Those of `check`."""
     config_arguments(parser)
@@ -53,7 +77,7 @@ def check_arguments(parser: argparse.ArgumentParser) -> None:
 def data_arguments(parser: argparse.ArgumentParser) -> None:
     """Those of `data`."""
     config_arguments(parser)
-    parser.add_argument("--rows", metavar="N", type=count, default=3, help="rows to show (default: 3)")
+    parser.add_argument("--rows", metavar="N", type=_count, default=3, help="rows to show (default: 3)")
     _code_argument(parser, "converters and generators are refused")
 
 
@@ -65,7 +89,7 @@ def chat_arguments(parser: argparse.ArgumentParser) -> None:
         "--temperature", metavar="T", type=_temperature, default=0.0, help="sampling temperature (default: 0, greedy)"
     )
     parser.add_argument(
-        "--max-tokens", metavar="N", type=count, help="longest answer, in tokens (default: 512, or what the model has)"
+        "--max-tokens", metavar="N", type=_count, help="longest answer, in tokens (default: 512, or what the model has)"
     )
 
 
@@ -76,7 +100,7 @@ def export_arguments(parser: argparse.ArgumentParser) -> None:
         "--output", metavar="DIR", help="copy the model there, also to a URL (default: only print where it is)"
     )
     parser.add_argument("--adapter", action="store_true", help="the LoRA adapters alone, a PEFT directory")
-    parser.add_argument("--step", metavar="N", type=count, help="the model of this checkpoint, one that is kept")
+    parser.add_argument("--step", metavar="N", type=_count, help="the model of this checkpoint, one that is kept")
     parser.add_argument("--push", metavar="OWNER/NAME", help="upload it to this repository of the Hugging Face hub")
     parser.add_argument("--private", action="store_true", help="with --push, make that a private one")
 
@@ -99,13 +123,13 @@ def mine_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--corpus", metavar="FILE", help="more passages: rows of text (and title), or a .txt of one passage a line"
     )
-    parser.add_argument("--negatives", metavar="N", type=count, default=7, help="negatives of a row (default: 7)")
+    parser.add_argument("--negatives", metavar="N", type=_count, default=7, help="negatives of a row (default: 7)")
     parser.add_argument(
         "--range",
         metavar=("A", "B"),
         dest="window",  # `range` would stand for Python's own wherever it is read
         nargs=2,
-        type=whole,
+        type=_whole,
         help="of the candidates that limits and margins leave, those from place A, counted from 0, to before B "
         "(default: from 0, to N, or 10 N where some may be excluded, and the most positives of a query)",
     )
@@ -130,8 +154,8 @@ def mine_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rank", action="store_true", help="write the top N passages of a query instead, positives among them"
     )
-    parser.add_argument("--batch-size", metavar="N", type=count, default=32, help="texts at once (default: 32)")
-    parser.add_argument("--seed", metavar="N", type=whole, default=0, help="of random sampling (default: 0)")
+    parser.add_argument("--batch-size", metavar="N", type=_count, default=32, help="texts at once (default: 32)")
+    parser.add_argument("--seed", metavar="N", type=_whole, default=0, help="of random sampling (default: 0)")
     parser.add_argument("--query-prompt", metavar="TEXT", help="before queries (default: what the model keeps)")
     parser.add_argument("--passage-prompt", metavar="TEXT", help="before passages (default: what the model keeps)")
 
@@ -145,10 +169,10 @@ def search_arguments(parser: argparse.ArgumentParser) -> None:
         help="rows of text (and title), or a .txt of one passage a line (default: the passages of the run's own data)",
     )
     parser.add_argument("--query", metavar="TEXT", help="search for this and end, instead of asking for queries")
-    parser.add_argument("--top", metavar="N", type=count, default=5, help="passages shown (default: 5)")
+    parser.add_argument("--top", metavar="N", type=_count, default=5, help="passages shown (default: 5)")
     parser.add_argument("--first-stage", metavar="DIR", help="embedding model that finds what a reranker orders")
     parser.add_argument(
-        "--candidates", metavar="N", type=count, help="passages that the first stage finds (default: 50)"
+        "--candidates", metavar="N", type=_count, help="passages that the first stage finds (default: 50)"
     )
 
 
@@ -177,7 +201,7 @@ def logs_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-f", "--follow", action="store_true", help="until the job ends; ends with the driver's exit code"
     )
-    parser.add_argument("--tail", metavar="N", type=count, help="begin N lines before the end (default: all)")
+    parser.add_argument("--tail", metavar="N", type=_count, help="begin N lines before the end (default: all)")
 
 
 def stop_arguments(parser: argparse.ArgumentParser) -> None:
@@ -229,7 +253,7 @@ def _retries_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--retries",
         metavar="N",
-        type=whole,
+        type=_whole,
         help="faults in a row, without a finished step between them, that the run survives (default: run.max_restarts)",
     )
 
@@ -249,18 +273,15 @@ def _cluster_arguments(parser: argparse.ArgumentParser, namespace: str = "the co
     parser.add_argument("--context", metavar="NAME", help="with --kube: context of the kubeconfig (default: current)")
 
 
-def count(text: str) -> int:
-    """A whole number from 1; raises ArgumentTypeError."""
+def _count(text: str) -> int:
     return _integer(text, 1)
 
 
-def more_than_one(text: str) -> int:
-    """A whole number from 2; raises ArgumentTypeError."""
+def _several(text: str) -> int:
     return _integer(text, 2)
 
 
-def whole(text: str) -> int:
-    """A whole number from 0; raises ArgumentTypeError."""
+def _whole(text: str) -> int:
     return _integer(text, 0)
 
 
