@@ -19,6 +19,7 @@ from launch.jobs import cluster_verbs
 from launch.run.attempt_link import say_loaded
 from launch.run.attempts import with_restarts
 from launch.screen.stdout import show_what_acts
+from launch.sweep.verb import on_sweep
 from launch.telemetry import switch_off
 from launch.verbs import arguments as takes
 from launch.verbs import model_verbs
@@ -266,6 +267,12 @@ VERBS = {
         "tandem run configs/own-task.yaml run.name=first policy.optimizer.lr=1e-4",
         takes.run_arguments,
         _run,
+    ),
+    "sweep": Verb(
+        "trains with several values of settings, each a run of its own, and says which are best",
+        "tandem sweep configs/own-task.yaml policy.optimizer.lr=3e-4,1e-3 --metric eval/reward/mean",
+        takes.sweep_arguments,
+        on_sweep,
     ),
     "check": Verb(
         "validates, and prints the resolved config, placement, batch arithmetic and memory; starts nothing",

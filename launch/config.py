@@ -5,7 +5,8 @@ Every mistake is reported as one line: field, rule, value and, for a wrong name,
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -225,6 +226,21 @@ class Run(Config):
         return self
 
 
+class UnusedError(UserError):
+    """Nothing is wrong with a configuration but settings without effect.
+
+    Attributes:
+        defaults: dotted name of each of them -> its default as plain values, which has none either.
+    """
+
+    def __init__(self, *problems: str, defaults: Mapping[str, object]) -> None:
+        super().__init__(*problems)
+        self.defaults = defaults
+
+    def __reduce__(self) -> tuple[Callable[[], "UnusedError"], tuple[()]]:
+        return partial(UnusedError, *self.problems, defaults=self.defaults), ()
+
+
 class RunConfig(Config):
     """Everything a run needs; `tandem check` prints it resolved."""
 
@@ -295,7 +311,11 @@ def load(path: str, overrides: list[str]) -> RunConfig:
 
 
 def validate(values: Mapping[str, object]) -> RunConfig:
-    """Validate plain values into a RunConfig; raises UserError with one line per problem."""
+    """Validate plain values into a RunConfig.
+
+    Raises:
+        UserError: with one line per problem; UnusedError where that is all that is wrong.
+    """
     odd, errors = odd_values(RunConfig, values), []
     try:
         config = RunConfig.model_validate(values)
@@ -304,9 +324,12 @@ def validate(values: Mapping[str, object]) -> RunConfig:
             return config
     except ValidationError as error:
         errors = error.errors(include_url=False)
-    from launch.settings.errors import problems  # with the tables of names, which only a mistake needs
+    from launch.settings.errors import problems, unused_defaults  # with the tables of names: only a mistake needs them
 
-    raise UserError(*problems(errors, odd, values))
+    lines = problems(errors, odd, values)
+    if not odd and (defaults := unused_defaults(errors)):
+        raise UnusedError(*lines, defaults=defaults)
+    raise UserError(*lines)
 
 
 def machine_cpus() -> int:

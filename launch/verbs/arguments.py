@@ -48,17 +48,43 @@ def completion_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("shell", choices=("bash", "zsh", "fish"), help="whose script is printed")
 
 
-def config_arguments(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:
-    """A configuration: file and overrides."""
+def config_arguments(
+    parser: argparse.ArgumentParser, *, optional: bool = False, values: str = "set a field; the value is YAML"
+) -> None:
+    """A configuration: file and overrides; `values`: what an override may be."""
     number = "?" if optional else None
     parser.add_argument("config", metavar="CONFIG", nargs=number, help="YAML file with what differs from the defaults")
-    parser.add_argument("overrides", metavar="a.b=c", nargs="*", help="set a field; the value is YAML")
+    parser.add_argument("overrides", metavar="a.b=c", nargs="*", help=values)
 
 
 def run_arguments(parser: argparse.ArgumentParser) -> None:
     """Those of `run`."""
     config_arguments(parser)
     _retries_argument(parser)
+
+
+def sweep_arguments(parser: argparse.ArgumentParser) -> None:
+    """Those of `sweep`."""
+    config_arguments(parser, optional=True, values="set a field, or sweep it: a,b,c uniform(a,b) loguniform(a,b) ...")
+    parser.add_argument("--metric", metavar="NAME", help="metric of evaluations that is to be best: eval/reward/mean")
+    parser.add_argument("--mode", choices=("max", "min"), help="whether more is better (default: by the metric)")
+    parser.add_argument(
+        "--trials", metavar="N", type=_count, help="runs in all; left out for a grid, which has its own"
+    )
+    parser.add_argument("--parallel", metavar="N", type=_count, default=1, help="runs at a time (default: 1)")
+    parser.add_argument(
+        "--search", choices=("random", "optuna"), help="how values are chosen (default: random; of lists all are tried)"
+    )
+    parser.add_argument(
+        "--early-stop", choices=("asha", "none"), default="asha", help="end runs that fall behind (default: asha)"
+    )
+    parser.add_argument("--grace", metavar="N", type=_count, help="steps that each run has (default: a quarter)")
+    parser.add_argument(
+        "--reduction", metavar="N", type=_several, default=3, help="one in N runs goes on then (default: 3)"
+    )
+    parser.add_argument("--seed", metavar="N", type=_whole, default=0, help="of what is drawn (default: 0)")
+    parser.add_argument("--name", metavar="NAME", help="of its directory in run.output (default: run.name, and -sweep)")
+    parser.add_argument("--table", metavar="DIRECTORY", help="instead: show the table of a sweep, running or not")
 
 
 def check_arguments(parser: argparse.ArgumentParser) -> None:
@@ -288,6 +314,10 @@ def _cluster_arguments(parser: argparse.ArgumentParser, namespace: str = "the co
 
 def _count(text: str) -> int:
     return _integer(text, 1)
+
+
+def _several(text: str) -> int:
+    return _integer(text, 2)
 
 
 def _whole(text: str) -> int:
