@@ -114,7 +114,11 @@ class Now:
     def write(self) -> None:
         """Write where the run is: also for whoever has changed `processes`."""
         with self._lock, contextlib.suppress(OSError):  # a full disk ends no run: the next change writes all of it
-            content: dict[str, Any] = {"at": _written(self._clock()), "attempt": self.events.attempt, "step": self.events.step}
+            content: dict[str, Any] = {
+                "at": _written(self._clock()),
+                "attempt": self.events.attempt,
+                "step": self.events.step,
+            }
             content |= {"phase": self.events.phase, "since": _written(self._since), "driver": os.getpid()}
             content |= {"host": socket.gethostname()} | ({} if self._steps is None else {"steps": self._steps})
             content |= {"elapsed_s": round(self.lost.now_s(), 3), "processes": dict(self.processes())}

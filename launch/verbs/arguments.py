@@ -40,6 +40,9 @@ def run_arguments(parser: argparse.ArgumentParser) -> None:
     """Those of `run`."""
     config_arguments(parser)
     _retries_argument(parser)
+    parser.add_argument(
+        "--watch", action="store_true", help="serve the run's page meanwhile, at the address that is printed first"
+    )
 
 
 def check_arguments(parser: argparse.ArgumentParser) -> None:
