@@ -1,13 +1,18 @@
 """The verb `watch`: a page about the runs in a directory, served until Ctrl-C."""
 
+import contextlib
 import errno
 import secrets
 import socket
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from actors.config import UserError
 from launch.page.guard import Access
+
+if TYPE_CHECKING:
+    import uvicorn
 
 PORT, _TRIED = 8400, 20
 """Port where none is given, and how many further ones are tried."""
@@ -78,7 +83,13 @@ def _unusable(host: str, port: int, error: OSError) -> UserError:
 
 
 def serve(directory: Path, access: Access, listener: socket.socket) -> None:
-    """Serve until SIGINT or SIGTERM."""
+    """Serve until SIGTERM, or Ctrl-C, which is how a server ends."""
+    with contextlib.suppress(KeyboardInterrupt):
+        page_server(directory, access).run(sockets=[listener])
+
+
+def page_server(directory: Path, access: Access) -> "uvicorn.Server":
+    """The server of a page, which listens at what it is given; arguments as `page_app` has them."""
     import uvicorn
 
     from launch.page.app import page_app
@@ -91,4 +102,4 @@ def serve(directory: Path, access: Access, listener: socket.socket) -> None:
         lifespan="off",
         timeout_graceful_shutdown=_GRACE_S,
     )
-    uvicorn.Server(config).run(sockets=[listener])
+    return uvicorn.Server(config)
