@@ -1,8 +1,8 @@
 """How long the page takes over many runs: python -m benchmarks.page [--runs 100] [--steps 5000] [--metrics 60]
 
-Runs are written into a temporary directory, one of them with samples, and `tandem watch` serves them as a process of its
-own. It is asked as a browser asks: for the list, for a run with all of its curves, for what is searched; then steps are
-appended to one of the runs, and the time is taken until an event has brought them. Processor time of a server that
+Runs are written into a temporary directory, one of them with samples, and `tandem watch` serves them as a process of
+its own. It is asked as a browser asks: for the list, for a run with all of its curves, for what is searched; then steps
+are appended to one of the runs, and the time is taken until an event has brought them. Processor time of a server that
 nobody asks, and of one with a page open, is what a run beside it loses.
 """
 
@@ -78,15 +78,16 @@ def _sample(step: int, number: int) -> str:
 
 
 @contextmanager
-def served(directory: Path) -> Iterator[tuple[httpx.Client, psutil.Process]]:
-    """A client of the server, and its process."""
+def served(directory: Path) -> Iterator[tuple[httpx.Client, psutil.Process, float]]:
+    """A client of the server, its process, and the seconds from the command to its address."""
     command = [sys.executable, "-m", "launch", "watch", str(directory), "--token", TOKEN]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
+        began = time.perf_counter()
         address = process.stdout.readline().partition("#")[0]
         with httpx.Client(base_url=address, timeout=120) as client:
-            yield client, psutil.Process(process.pid)
+            yield client, psutil.Process(process.pid), time.perf_counter() - began
     finally:
         process.terminate()
         process.wait()
@@ -135,8 +136,8 @@ def share_of_a_core(process: psutil.Process, seconds: float) -> float:
 
 def measure(directory: Path, runs: int, steps: int) -> dict[str, float]:
     """All figures, by name: seconds, MB, and shares of a core."""
-    with served(directory) as (client, process):
-        found = {"first": asked(client, "runs")[0]}
+    with served(directory) as (client, process, started_s):
+        found = {"started": started_s, "first": asked(client, "runs")[0]}
         found["list"] = median(asked(client, "runs")[0] for _ in range(5))
         pages = [opened(client, number) for number in range(min(OPENED, runs))]
         found |= {"run": max(pages), "again": opened(client, min(OPENED, runs) - 1)}
@@ -170,6 +171,7 @@ def report(found: dict[str, float], options: argparse.Namespace, gigabytes: floa
         return what, value, "" if bound is None else f"{bound:g} {unit}{'' if found[name] < bound else ': MISSED'}"
 
     rows = [
+        row("from the command to its address", "started", "s"),
         row("the list of runs, first time", "first", "s", "list"),
         row("the list of runs, again (median of 5)", "list", "s", "list"),
         row(f"a run with all its curves, first time (worst of {OPENED})", "run", "s", "run"),
@@ -187,9 +189,9 @@ def report(found: dict[str, float], options: argparse.Namespace, gigabytes: floa
     command = f"python -m benchmarks.page --runs {options.runs} --steps {options.steps} --metrics {options.metrics}"
     return (
         f"## The page over {options.runs} runs\n\n"
-        f"`{command}`, {time.strftime('%Y-%m-%d')}, on {results.machine()}, loaded by other work (mean load {load:.1f}). "
-        f"{options.runs} runs of {options.steps:,} steps with {options.metrics} metrics, one with {SAMPLES} samples a step: "
-        f"{gigabytes:.2f} GB.\n\n" + results.table(("what", "takes", "limit"), rows)
+        f"`{command}`, {time.strftime('%Y-%m-%d')}, on {results.machine()}, loaded by other work (a mean of {load:.1f} "
+        f"processes that run). {options.runs} runs of {options.steps:,} steps with {options.metrics} metrics, one with "
+        f"{SAMPLES} samples a step: {gigabytes:.2f} GB.\n\n" + results.table(("what", "takes", "limit"), rows)
     )
 
 

@@ -3,6 +3,7 @@
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -179,10 +180,12 @@ def test_the_verb_says_the_address_and_serves_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], taken: int
 ) -> None:
     served: list[tuple[Path, Access, int]] = []
+
+    def server_of(path: Path, access: Access) -> SimpleNamespace:
+        return SimpleNamespace(run=lambda sockets: served.append((path, access, sockets[0].getsockname()[1])))
+
     monkeypatch.setattr(server_module, "PORT", taken)
-    monkeypatch.setattr(
-        server_module, "serve", lambda path, access, listener: served.append((path, access, listener.getsockname()[1]))
-    )
+    monkeypatch.setattr(server_module, "page_server", server_of)
     assert main(["watch", str(tmp_path), "--token", "a-token-of-mine"]) == 0
     [(path, access, port)] = served
     assert (path, access) == (tmp_path, Access("127.0.0.1", port, "a-token-of-mine")) and port > taken

@@ -147,7 +147,8 @@ def test_thinning_keeps_what_is_lowest_and_highest(values: list[float | None], m
     assert len(found["step"]) == len(found["values"]["a"]) <= max(most, 2)
     assert found["step"] == sorted(found["step"])
     assert bool(given_) == bool(shown) and (not given_ or (min(given_), max(given_)) == (min(shown), max(shown)))
-    if single:  # with its own steps
+    if single:  # with its own steps, each of them once
+        assert len(set(found["step"])) == len(found["step"])
         points = zip(found["step"], found["values"]["a"], strict=True)
         assert all(value is None or values[step] == value for step, value in points)
 

@@ -61,7 +61,7 @@ def lines(path: Path) -> list[str]:
 def old(run: Path, seconds: float = 1000.0) -> None:
     """Nothing of it has changed for so long."""
     for path in run.rglob("*"):
-        os.utime(path, (time.time() - seconds,) * 2)
+        os.utime(path, times=(time.time() - seconds, time.time() - seconds))
 
 
 def test_a_run_is_running_while_its_driver_lives(tmp_path: Path, driver: subprocess.Popen[str]) -> None:
@@ -155,7 +155,7 @@ def test_runs_that_do_not_say_how_they_ended_are_judged_by_their_files(tmp_path:
     append(run / "export/config.json", ["{}"])
     assert state(run) == ("finished", "")
     (run / "config.json").touch()
-    os.utime(run / "export/config.json", (time.time() - 900,) * 2)
+    os.utime(run / "export/config.json", (time.time() - 900, time.time() - 900))
     assert state(run) == ("stopped", ""), "export and log are of an earlier start"
 
 
