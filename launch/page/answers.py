@@ -16,6 +16,7 @@ from launch.page.sample_tokens import places_with_tokens, tokens_of
 from launch.page.samples import MOST_CHARACTERS, search_samples, shown_groups, shown_sample
 from launch.page.state import RUNNING, can_stop, current, state_of
 from launch.tracking.curves import phases_of
+from launch.tracking.now import END
 
 MOST_POINTS = 2000
 _FOR_ETA = 20
@@ -71,7 +72,7 @@ class Answers:
                 "steps": steps,
                 "phase": now.phase if now else "",
                 "phase_since": now.since if now else None,
-                "eta_s": _eta_s(table, step, steps) if running else None,
+                "eta_s": _eta_s(table, step, steps) if running and now and now.phase != END else None,
                 "elapsed_s": table.last("time/elapsed") if table.rows else now and now.elapsed_s,
                 "effective": table.last("time/effective"),
                 "tiles": tiles(table),
