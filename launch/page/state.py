@@ -13,8 +13,7 @@ from typing import Any
 import psutil
 
 from launch.page.files import Below, Stamp
-from launch.page.metric_table import as_json
-from launch.page.rows import number, text, whole_number
+from launch.page.rows import as_json, number, text, whole_number
 from launch.tracking.events import GIVEN_UP, NOTICED, RECOVERED
 from launch.tracking.now import END, NOW
 
