@@ -144,6 +144,7 @@ def _own(node: ast.stmt, modules: dict[str, Path]) -> set[str]:
         "launch.kube.client",
         "launch.kube.config",
         "launch.kube.validate",
+        "launch.page.app",
     ],
 )
 def test_configuration_needs_no_heavy_library(module: str) -> None:

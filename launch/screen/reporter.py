@@ -43,7 +43,7 @@ class RunReporter:
     def start(self, title: str, total_steps: int, done_steps: int) -> None:
         """Begin the progress display."""
         self._display.start(title, total_steps, done_steps)
-        self.now.start(done_steps)
+        self.now.start(done_steps, total_steps)
         if self._alerts:
             self._alerts.begin()
 
