@@ -293,6 +293,12 @@ VERBS = {
         takes.curves_arguments,
         model_verbs.on_curves,
     ),
+    "watch": Verb(
+        "serves a page about runs, live or finished: curves, completions, faults, logs",
+        "tandem watch outputs",
+        takes.watch_arguments,
+        model_verbs.on_watch,
+    ),
     "mine": Verb(
         "finds hard negatives for queries with an embedding model; a reranker may judge them",
         "tandem mine outputs/first --data pairs.jsonl --output mined.jsonl --relative-margin 0.05",

@@ -6,8 +6,9 @@ As a program of its own (`curves.py DIRECTORY`), it draws without disturbing the
 import io
 import json
 import os
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -101,15 +102,34 @@ def _is_number(value: object) -> bool:
 
 def _panels(names: set[str], rows: Rows) -> list[Panel]:
     """The panels of a reinforcement run or of an imitation run, as the metrics tell."""
-    phases = sorted(name for name in names if name.startswith("time/") and name not in _TIMED_APART)
+    panels = [
+        _lines(title, metrics, log) for title, metrics, log in panel_metrics(names, lambda name: _is_seen(name, rows))
+    ]
+    phases = phases_of(names)
+    return [*panels, _seconds(phases)] if phases else panels
+
+
+def phases_of(names: Iterable[str]) -> list[str]:
+    """The metrics `time/<phase>` that are phases of a step, by name."""
+    return sorted(name for name in names if name.startswith("time/") and name not in _TIMED_APART)
+
+
+def panel_metrics(names: Collection[str], is_seen: Callable[[str], bool]) -> list[tuple[str, list[str], bool]]:
+    """Title and metrics of each panel, and whether its axis is a logarithmic one: those that a person looks at first.
+
+    Args:
+        names: of all metrics that the run has.
+        is_seen: whether a metric has ever left what rounding makes of zero.
+    """
+    names = set(names)
     if "reward/mean" in names:
-        wanted: list[tuple[str, list[str], bool]] = [  # title, metrics, and whether the axis is a logarithmic one
+        wanted: list[tuple[str, list[str], bool]] = [
             ("reward", ["reward/mean", "eval/reward/mean"], False),
             ("held-out prompts solved", [*_pass_at_k(names), "eval/majority"], False),
             ("entropy (nats per token)", ["policy/entropy"], False),
             ("response length (tokens)", ["rollout/response_tokens_mean"], False),
             ("share of responses cut, and of groups that teach nothing", _SHARES, False),
-            ("mismatch of trainer and sampler (KL)", ["mismatch/kl"] if _is_seen("mismatch/kl", rows) else [], True),
+            ("mismatch of trainer and sampler (KL)", ["mismatch/kl"] if is_seen("mismatch/kl") else [], True),
             ("importance weights (1 %, median, 99 %)", [f"policy/importance_weight_{p}" for p in _OF_WEIGHTS], True),
             ("KL to the reference", ["policy/kl"], False),
             ("variance of returns that the critic explains", ["critic/explained_variance"], False),
@@ -140,8 +160,7 @@ def _panels(names: set[str], rows: Rows) -> list[Panel]:
         ("learning rate", ["learning_rate", "critic/learning_rate"], False),
     ]
     found = [(title, [name for name in metrics if name in names], log) for title, metrics, log in wanted]
-    panels = [_lines(title, metrics, log) for title, metrics, log in found if metrics]
-    return [*panels, _seconds(phases)] if phases else panels
+    return [panel for panel in found if panel[1]]
 
 
 def _is_seen(name: str, rows: Rows) -> bool:
@@ -151,7 +170,7 @@ def _is_seen(name: str, rows: Rows) -> bool:
 
 def _pass_at_k(names: set[str]) -> list[str]:
     """The metrics eval/pass@k, by k."""
-    found = [name for name in names if name.startswith("eval/pass@")]
+    found = [name for name in names if re.fullmatch(r"eval/pass@[0-9]{1,9}", name)]
     return sorted(found, key=lambda name: int(name.rpartition("@")[2]))
 
 

@@ -5,6 +5,7 @@ Imports only the standard library: help must appear at once.
 
 import argparse
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -82,6 +83,24 @@ def export_arguments(parser: argparse.ArgumentParser) -> None:
 def curves_arguments(parser: argparse.ArgumentParser) -> None:
     """Those of `curves`."""
     parser.add_argument("run", metavar="RUN", help="run directory, such as outputs/demo")
+
+
+def watch_arguments(parser: argparse.ArgumentParser) -> None:
+    """Those of `watch`."""
+    parser.add_argument(
+        "directory",
+        metavar="DIRECTORY",
+        nargs="?",
+        default="outputs",
+        help="run, or directory of runs (default: outputs)",
+    )
+    parser.add_argument(
+        "--host", metavar="ADDRESS", default="127.0.0.1", help="listen there (default: 127.0.0.1, this machine alone)"
+    )
+    parser.add_argument("--port", metavar="N", type=_port, help="(default: 8400, or the next one that is free)")
+    parser.add_argument(
+        "--token", metavar="T", type=_token, help="what may stop runs, or see them from elsewhere (default: random)"
+    )
 
 
 def mine_arguments(parser: argparse.ArgumentParser) -> None:
@@ -245,6 +264,18 @@ def _cluster_arguments(parser: argparse.ArgumentParser, namespace: str = "the co
     parser.add_argument("--kube", action="store_true", help="a RayJob on Kubernetes instead of a job on a Ray cluster")
     parser.add_argument("--namespace", metavar="NAME", help=f"with --kube: namespace (default: {namespace})")
     parser.add_argument("--context", metavar="NAME", help="with --kube: context of the kubeconfig (default: current)")
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or len(text) > 5 or not 1 <= int(text) <= 65535:
+        raise argparse.ArgumentTypeError(f"must be a port from 1 to 65535, got {_cut(text)}")
+    return int(text)
+
+
+def _token(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_-]{8,200}", text):  # a short one could be guessed, others be changed in an address
+        raise argparse.ArgumentTypeError("must be 8 to 200 letters, digits, - and _, got something else")
+    return text
 
 
 def _count(text: str) -> int:

@@ -74,3 +74,10 @@ def on_search(arguments: argparse.Namespace) -> int:
         first_stage=arguments.first_stage,
         candidates=arguments.candidates,
     )
+
+
+def on_watch(arguments: argparse.Namespace) -> int:
+    """Serve the page of runs until Ctrl-C. Raises UserError."""
+    from launch.page.server import watch
+
+    return watch(arguments.directory, host=arguments.host, port=arguments.port, token=arguments.token)

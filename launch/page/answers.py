@@ -1,0 +1,207 @@
+"""What the page asks, and the answer to each question: plain values for JSON, from the files of runs alone."""
+
+from pathlib import Path
+from typing import Any
+
+from launch.page.configs import differences, dotted, job_of, model_of, name_of, read_config, steps_of_config
+from launch.page.files import Below, run_of
+from launch.page.logs import log_names, read_log
+from launch.page.marks import attempts, kept_checkpoints, marks, merged_faults
+from launch.page.metric_table import MetricTable, thinned
+from launch.page.open_run import OpenRun, OpenRuns
+from launch.page.panels import panels, tiles
+from launch.page.rows import text
+from launch.page.run_list import RunList
+from launch.page.sample_tokens import places_with_tokens, tokens_of
+from launch.page.samples import MOST_CHARACTERS, groups_of, search, shown_sample
+from launch.page.state import RUNNING, Current, can_stop, current, state_of
+from launch.tracking.curves import phases_of
+
+MOST_POINTS = 2000
+_FOR_ETA = 20
+"""Steps whose mean duration the remaining time is made of."""
+
+
+class Answers:
+    """Answers about the runs below one directory. Any thread may ask.
+
+    Raises (all methods that are given an id): FileNotFoundError, with a line, for what is not there.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.below = Below(directory)
+        self._list, self._open = RunList(self.below), OpenRuns(self.below)
+
+    def runs(self) -> dict[str, Any]:
+        """All runs in short."""
+        return {"directory": self.below.path.name or str(self.below.path), "runs": self._list.read()}
+
+    def opened(self, name: str) -> OpenRun:
+        """A run, with what is new of it."""
+        try:
+            run = self._open.get(name)
+            with run.lock:
+                run.read()
+        except FileNotFoundError:
+            self._open.close(name)
+            raise FileNotFoundError(f"id: must be a run below the directory, got {name[:200]}") from None
+        return run
+
+    def run(self, name: str) -> dict[str, Any]:
+        """All of a run but its curves and samples."""
+        run = self.opened(name)
+        with run.lock:
+            config = read_config(run.below, run.directory)
+            now = current(run.below, run.directory)
+            state = state_of(run.below, run.directory, now, run.events.lines)
+            table, events = run.table, run.events.lines
+            step = int(table.steps[-1]) if table.rows else None
+            steps = (now.steps if now else None) or steps_of_config(config)
+            running = state.name == RUNNING
+            starts = attempts(events, now)
+            checkpoints = kept_checkpoints(run.below, run.directory)
+            return {
+                "id": name,
+                "name": name_of(config, run.directory),
+                "job": job_of(config),
+                "model": model_of(config),
+                "state": state.name,
+                "why": state.why,
+                "step": step,
+                "steps": steps,
+                "phase": now.phase if now else "",
+                "phase_since": now.since if now else None,
+                "eta_s": _eta_s(table, step, steps) if running else None,
+                "elapsed_s": table.last("time/elapsed") if table.rows else now and now.elapsed_s,
+                "effective": table.last("time/effective"),
+                "tiles": tiles(table),
+                "panels": panels(table),
+                "metrics": table.names,
+                "phases": phases_of(table.names),
+                "events": merged_faults(events),
+                "marks": marks(checkpoints, starts, (state, step), table.warnings, run.alerts.lines),
+                "attempts": starts,
+                "logs": log_names(run.below, run.directory),
+                "has": {
+                    "samples": run.has("samples.jsonl"),
+                    "eval_samples": run.has("eval_samples.jsonl"),
+                    "tokens": run.has("tokens.jsonl"),
+                },
+                "damaged": table.damaged,
+                "can_stop": running and can_stop(run.below, run.directory, now),
+            }
+
+    def metrics(
+        self, name: str, names: list[str] | None = None, after: int | None = None, most: int = MOST_POINTS
+    ) -> dict[str, Any]:
+        """Values of metrics over steps: all of them, or those that are named, of steps behind one."""
+        run = self.opened(name)
+        with run.lock:
+            table = run.table
+            first = 0 if after is None else table.after(after)
+            return thinned(table, table.names if names is None else names, first, most) | {"mark": mark_of(table)}
+
+    def samples(self, name: str) -> dict[str, Any]:
+        """Steps that have samples."""
+        run = self.opened(name)
+        with run.lock:
+            run.samples.read()
+            return {"steps": [{"step": step, "samples": run.samples.count(step)} for step in run.samples.steps]}
+
+    def groups(self, name: str, step: int) -> dict[str, Any]:
+        """The samples of a step."""
+        run = self.opened(name)
+        with run.lock:
+            if not run.samples.read() or not run.samples.count(step):
+                raise FileNotFoundError(f"step: must be one with samples, got {step}")
+            places = places_with_tokens(run.tokens, step) if run.tokens.read() else set()
+            return {"step": step, "groups": groups_of(run.samples.rows(step), places)}
+
+    def sample(self, name: str, step: int, index: int) -> dict[str, Any]:
+        """One of them, with all of its completion."""
+        run = self.opened(name)
+        with run.lock:
+            row = self._row(run, step, index)
+            prompt = text(row.get("prompt"), MOST_CHARACTERS)
+            return {"step": step, "prompt": prompt, **shown_sample(row, index, MOST_CHARACTERS)}
+
+    def tokens(self, name: str, step: int, index: int) -> dict[str, Any]:
+        """Its tokens."""
+        run = self.opened(name)
+        with run.lock:
+            row = self._row(run, step, index)
+            found = tokens_of(run.tokens, step, row) if run.tokens.read() else None
+            if found is None:
+                raise FileNotFoundError(f"index: must be a sample with tokens, got {index} of step {step}")
+            return found
+
+    def search(self, name: str, wanted: str, *, status: str = "", start: int = 0, most: int = 50) -> dict[str, Any]:
+        """Samples that hold a text."""
+        run = self.opened(name)
+        with run.lock:
+            if not run.samples.read():
+                return {"hits": [], "more": None}
+            return search(run.samples, wanted, status=status, start=start, most=most)
+
+    def held_out(self, name: str, prompt: int | None = None) -> dict[str, Any]:
+        """Held-out prompts, or one of them over the steps."""
+        run = self.opened(name)
+        with run.lock:
+            run.held_out.read()
+            if prompt is None:
+                return {"prompts": run.held_out.prompts()}
+            found = run.held_out.steps(prompt)
+            if found is None:
+                raise FileNotFoundError(f"prompt: must be the number of a held-out prompt, got {prompt}")
+            return found
+
+    def config(self, name: str, other: str | None = None) -> dict[str, Any]:
+        """The configuration, and how that of another run differs from it."""
+        ours = dotted(read_config(self.below, self._directory(name)))
+        theirs = None if other is None else dotted(read_config(self.below, self._directory(other)))
+        return {"config": ours, "differences": [] if theirs is None else differences(ours, theirs)}
+
+    def log(self, name: str, log: str, before: int | None = None) -> dict[str, Any]:
+        """A stretch of a log."""
+        try:
+            return read_log(self.below, self._directory(name), log, before)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"name: must be one of the run's logs, got {str(error)[:200]}") from None
+
+    def now(self, name: str) -> Current | None:
+        """Where a run is."""
+        return current(self.below, self._directory(name))
+
+    def _directory(self, name: str) -> Path:
+        try:
+            return run_of(self.below, name)
+        except FileNotFoundError:
+            raise FileNotFoundError(f"id: must be a run below the directory, got {name[:200]}") from None
+
+    def _row(self, run: OpenRun, step: int, index: int) -> dict[str, Any]:
+        row = run.samples.row(step, index) if run.samples.read() else None
+        if row is None:
+            raise FileNotFoundError(f"index: must be a sample of step {step}, got {index}")
+        return row
+
+
+def mark_of(table: MetricTable) -> str:
+    """Up to where a table was given away; what comes later is new, unless it was cut."""
+    return f"{table.times_cut}.{table.rows}"
+
+
+def since(table: MetricTable, mark: str) -> int | None:
+    """The number of the first row that is new; None where what was given away is void."""
+    cut, _, rows = mark.partition(".")
+    if cut != str(table.times_cut) or not rows.isdecimal() or len(rows) > 12 or int(rows) > table.rows:
+        return None
+    return int(rows)
+
+
+def _eta_s(table: MetricTable, step: int | None, steps: int | None) -> float | None:
+    """Seconds until the last step is done, by the last ones; None where that cannot be said."""
+    if not step or steps is None or steps < step:
+        return None
+    seconds = table.column("time/step")[-_FOR_ETA:]
+    known = seconds[~(seconds != seconds)]
+    return float(known.mean()) * (steps - step) if known.size else None

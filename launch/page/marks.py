@@ -1,0 +1,111 @@
+"""What befell a run, for its time axis: faults as one entry each, checkpoints, starts, ends, warnings and alerts."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from launch.page.files import Below
+from launch.page.rows import number, text, whole
+from launch.page.state import RUNNING, UNKNOWN, Current, State, seconds_of
+from launch.run.manifest import step_of
+from launch.tracking.events import GIVEN_UP, NOTICED, RECOVERED
+
+Line = dict[str, Any]
+_MOST_SAMPLES = 1000
+
+
+def merged_faults(lines: Iterable[Line]) -> list[dict[str, Any]]:
+    """One entry for each fault, in their order: what was noticed, and how it was over."""
+    found: dict[int, dict[str, Any]] = {}
+    for line in lines:
+        fault = whole(line.get("fault"))
+        if fault is None:
+            continue
+        if line.get("event") == NOTICED and fault not in found:
+            found[fault] = _noticed(fault, line)
+        elif line.get("event") in (RECOVERED, GIVEN_UP) and fault in found:
+            found[fault] |= _over(line)
+    return list(found.values())
+
+
+def _noticed(fault: int, line: Line) -> dict[str, Any]:
+    texts = {name: text(line.get(name)) for name in ("who", "what", "phase", "noticed_by", "cause")}
+    return {
+        "fault": fault,
+        **texts,
+        "step": whole(line.get("step")),
+        "at": seconds_of(line.get("at")),
+        "attempt": whole(line.get("attempt")),
+        "noticed_s": number(line.get("noticed_s")),
+        "did": "",
+        "stood_s": None,
+        "samples": [],
+        "redone_steps": 0,
+        "state": "open",
+    }
+
+
+def _over(line: Line) -> dict[str, Any]:
+    samples = line.get("samples")
+    return {
+        "did": text(line.get("did")),
+        "stood_s": number(line.get("stood_s")),
+        "samples": [text(each, 200) for each in samples[:_MOST_SAMPLES]] if isinstance(samples, list) else [],
+        "redone_steps": whole(line.get("redone_steps")) or 0,
+        "state": text(line.get("event")),
+    }
+
+
+def attempts(lines: Iterable[Line], now: Current | None) -> list[dict[str, Any]]:
+    """The attempts at a run as far as they are known, `{"number", "step", "at"}`: where each began."""
+    began = None if now is None or now.elapsed_s is None else now.at - now.elapsed_s
+    found: dict[int, dict[str, Any]] = {1: {"number": 1, "step": 0, "at": began}}
+    for line in lines:
+        attempt, at = whole(line.get("attempt")), seconds_of(line.get("at"))
+        if attempt is not None and attempt not in found:
+            found[attempt] = {"number": attempt, "step": whole(line.get("step")), "at": at}
+    if now is not None and now.attempt is not None and now.attempt not in found:
+        found[now.attempt] = {"number": now.attempt, "step": now.step, "at": now.since}
+    return [found[attempt] for attempt in sorted(found)]
+
+
+def marks(
+    checkpoints: Iterable[int],
+    starts: Iterable[dict[str, Any]],
+    ended: tuple[State, int | None],
+    warnings: Iterable[tuple[int, str]],
+    alerts: Iterable[Line],
+) -> list[dict[str, Any]]:
+    """What happened at which step, `{"step", "kind", "text"}`, by step.
+
+    Args:
+        checkpoints: steps of those that are kept.
+        starts: what `attempts` gives.
+        ended: how the run is, and its last step.
+        warnings: (step, line) of metrics out of their range.
+        alerts: lines of alerts.jsonl.
+    """
+    found = [_mark(step, "checkpoint", f"checkpoint of step {step}") for step in checkpoints]
+    found += [_mark(each["step"], "start", f"attempt {each['number']}") for each in starts if each["step"] is not None]
+    state, last = ended
+    if state.name not in (RUNNING, UNKNOWN) and last is not None:
+        found.append(_mark(last, "stop", state.why or state.name))
+    found += [_mark(step, "health", line) for step, line in warnings]
+    for line in alerts:
+        said = next((line[name] for name in ("text", "message", "line") if name in line), None)
+        step = whole(line.get("step"))
+        if said is not None and step is not None:
+            found.append(_mark(step, "alert", text(said)))
+    return sorted(found, key=lambda mark: mark["step"])
+
+
+def kept_checkpoints(below: Below, directory: Path) -> list[int]:
+    """Steps of the complete checkpoints that are there, in order."""
+    folders = below.folders(directory / "checkpoints")
+    return sorted(
+        step for folder in folders if (step := step_of(folder)) >= 0 and below.stamp(folder / "manifest.json")
+    )
+
+
+def _mark(step: int, kind: str, said: str) -> dict[str, Any]:
+    return {"step": step, "kind": kind, "text": said}

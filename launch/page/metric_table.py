@@ -1,0 +1,176 @@
+"""The metrics of one run in memory, a column of numbers for each, and the warnings that its steps have given."""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from launch.page.files import Below
+from launch.page.rows import number, parsed
+from launch.page.tail import Tail
+from launch.screen.health import Health
+
+_FIRST_ROOM = 256
+_MOST_METRICS = 1000
+"""Others are left out: no run of ours has as many."""
+
+Column = NDArray[np.float64]
+
+
+class MetricTable:
+    """metrics.jsonl of one run, read on as it grows; NaN where a step has no such metric."""
+
+    def __init__(self, below: Below, directory: Path) -> None:
+        self._tail = Tail(below, directory / "metrics.jsonl", self._take, self._forget)
+        self.damaged = 0
+        """Lines that are none of a run's."""
+        self.times_cut = 0
+        """How often what was read has become void: what was given away of before is, too."""
+        self._forget()
+        self.times_cut = 0
+
+    def read(self) -> bool:
+        """Take what is new; returns whether there is a file."""
+        return self._tail.read()
+
+    @property
+    def steps(self) -> NDArray[np.int64]:
+        """The steps, ascending: [rows]."""
+        return self._steps[: self.rows]
+
+    @property
+    def names(self) -> list[str]:
+        """All metrics, in the order in which they came."""
+        return list(self._columns)
+
+    def column(self, name: str) -> Column:
+        """The values of a metric: [rows]; NaN throughout where there is none of this name."""
+        found = self._columns.get(name)
+        return np.full(self.rows, np.nan) if found is None else found[: self.rows]
+
+    def last(self, name: str) -> float | None:
+        """The last value there is of a metric."""
+        return self._at(name, -1)
+
+    def first(self, name: str) -> float | None:
+        """The first one."""
+        return self._at(name, 0)
+
+    def after(self, step: int) -> int:
+        """How many rows are of steps up to this one."""
+        return int(np.searchsorted(self.steps, step, side="right"))
+
+    def _at(self, name: str, place: int) -> float | None:
+        column = self.column(name)
+        there = np.flatnonzero(~np.isnan(column))
+        return float(column[there[place]]) if there.size else None
+
+    def _take(self, _: int, line: bytes) -> None:
+        row = parsed(line)
+        if row is None:
+            self.damaged += bool(line.strip(b"\0\r "))
+            return
+        step = row.pop("step")
+        if self.rows and step <= self._steps[self.rows - 1]:
+            self.damaged += 1  # whoever makes a step again has cut the file before
+            return
+        values = {name: value for name in row if (value := number(row[name])) is not None}
+        self._add(step, values)
+        self.warnings += [(step, line) for line in self._health.warnings(values)]
+        if news := self._health.good_news(values):
+            self.warnings.append((step, news))
+
+    def _add(self, step: int, values: dict[str, float]) -> None:
+        if self.rows == len(self._steps):
+            room = max(_FIRST_ROOM, 2 * self.rows)
+            self._steps = _grown(self._steps, room, 0)
+            self._columns = {name: _grown(column, room, np.nan) for name, column in self._columns.items()}
+        for name, value in values.items():
+            column = self._columns.get(name)
+            if column is None:
+                if len(self._columns) >= _MOST_METRICS:
+                    continue
+                column = self._columns[name] = np.full(len(self._steps), np.nan)
+            column[self.rows] = value
+        self._steps[self.rows] = step
+        self.rows += 1
+
+    def _forget(self) -> None:
+        self.rows = 0
+        self._steps = np.zeros(0, dtype=np.int64)
+        self._columns: dict[str, Column] = {}
+        self._health = Health()
+        self.warnings: list[tuple[int, str]] = []
+        """(step, line) of what the screen has said of metrics."""
+        self.damaged = 0
+        self.times_cut += 1
+
+
+def thinned(table: MetricTable, names: Sequence[str], first: int, most: int) -> dict[str, Any]:
+    """The rows from number `first` on, `{"step": [...], "values": {name: [...]}}`; numbers are finite or None.
+
+    Of more than `most` rows, each stretch of equal length gives two points, the least and the greatest value of a
+    metric in their order: of a single metric with its own steps, of several ones with the first and the last step of
+    the stretch, which they share.
+    """
+    steps = table.steps[first:]
+    columns = {name: table.column(name)[first:] for name in names}
+    if len(steps) <= most:
+        return {"step": steps.tolist(), "values": {name: plain(column) for name, column in columns.items()}}
+    bounds = np.linspace(0, len(steps), max(1, most // 2) + 1).astype(np.int64)
+    picked = {name: _extremes(column, bounds) for name, column in columns.items()}
+    places = picked[names[0]][0] if len(names) == 1 else np.stack([bounds[:-1], bounds[1:] - 1], axis=1)
+    return {
+        "step": steps[places.ravel()].tolist(),
+        "values": {name: plain(values.ravel()) for name, (_, values) in picked.items()},
+    }
+
+
+def plain(values: Iterable[float] | Column) -> list[float | None]:
+    """As a list, with None instead of NaN."""
+    column = np.asarray(values, dtype=np.float64)
+    found: list[float | None] = column.tolist()
+    for place in np.flatnonzero(~np.isfinite(column)).tolist():
+        found[place] = None
+    return found
+
+
+def _extremes(column: Column, bounds: NDArray[np.int64]) -> tuple[NDArray[np.int64], Column]:
+    """Of each stretch, places and values of the least and the greatest one, as they come: [stretches, 2] each; NaN for
+    the second where there is but one, and for both where there is none."""
+    places = np.stack([bounds[:-1], bounds[1:] - 1], axis=1)
+    values = np.full(places.shape, np.nan)
+    for number_, (start, end) in enumerate(zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True)):
+        part = column[start:end]
+        if np.isnan(part).all():
+            continue
+        found = sorted({start + int(np.nanargmin(part)), start + int(np.nanargmax(part))})
+        places[number_, : len(found)] = found
+        values[number_, : len(found)] = column[found]
+    return places, values
+
+
+def _grown(column: NDArray[Any], room: int, empty: float) -> NDArray[Any]:
+    new = np.full(room, empty, dtype=column.dtype)
+    new[: len(column)] = column
+    return new
+
+
+def last_rows(text: bytes, *, whole_file: bool) -> list[dict[str, Any]]:
+    """The rows in the last bytes of a file, the newest first; the first line of them may be half a one, and so may the
+    last."""
+    lines = text.split(b"\n")[:-1]
+    found = (parsed(line) for line in reversed(lines if whole_file else lines[1:]))
+    return [row for row in found if row is not None]
+
+
+def as_json(line: bytes) -> dict[str, Any] | None:
+    """Any line of JSON that is a mapping; None for everything else."""
+    try:
+        found = json.loads(line.strip(b"\0\r\n ").decode("utf-8", "replace"))
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None

@@ -1,0 +1,94 @@
+"""The verb `watch`: a page about the runs in a directory, served until Ctrl-C."""
+
+import errno
+import secrets
+import socket
+import sys
+from pathlib import Path
+
+from actors.config import UserError
+from launch.page.guard import Access
+
+PORT, _TRIED = 8400, 20
+"""Port where none is given, and how many further ones are tried."""
+_GRACE_S = 1
+"""That connections which wait for events have when the server ends."""
+
+
+def watch(directory: str, *, host: str, port: int | None, token: str | None) -> int:
+    """Serve the page of a run, or of the runs in a directory, until Ctrl-C; returns 0.
+
+    Raises:
+        UserError: no such directory, or an address or port that cannot be listened at.
+    """
+    folder = Path(directory)
+    if not folder.is_dir():
+        raise UserError(f"DIRECTORY: must be a run, or a directory of runs, got {directory}, which is none")
+    listener = listening(host, port)
+    access = Access(host, listener.getsockname()[1], token or new_token())
+    if port is None and access.port != PORT:
+        print(f"port {PORT} is taken: {access.port} is used", file=sys.stderr)
+    print(f"{access.address}  (Ctrl-C ends it)", flush=True)
+    serve(folder, access, listener)
+    return 0
+
+
+def new_token() -> str:
+    """One that nobody can guess, of letters and digits that an address may hold."""
+    return secrets.token_urlsafe(18)
+
+
+def listening(host: str, port: int | None) -> socket.socket:
+    """A socket that listens, at the first free port from PORT on where none is given.
+
+    Raises:
+        UserError: it cannot.
+    """
+    tried = range(PORT, PORT + _TRIED + 1) if port is None else [port]
+    for each in tried:
+        try:
+            return _bound(host, each)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise _unusable(host, each, error) from None
+    if port is not None:
+        raise UserError(f"--port: must be free, got {port}, at which another program listens")
+    raise UserError(f"--port: must be free, got none, and {tried[0]} to {tried[-1]} are taken")
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    [(family, kind, protocol, _, address), *_] = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    listener = socket.socket(family, kind, protocol)
+    try:
+        # What ended a moment ago leaves a port that is free and looks taken.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(128)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+def _unusable(host: str, port: int, error: OSError) -> UserError:
+    why = error.strerror or str(error)
+    if error.errno == errno.EACCES:
+        return UserError(f"--port: must be one that this user may listen at ({why}), got {port}")
+    return UserError(f"--host: must be an address of this machine ({why}), got {host}")
+
+
+def serve(directory: Path, access: Access, listener: socket.socket) -> None:
+    """Serve until SIGINT or SIGTERM."""
+    import uvicorn
+
+    from launch.page.app import page_app
+
+    config = uvicorn.Config(
+        page_app(directory, access),
+        log_level="warning",
+        access_log=False,  # it would hold the token of the first request
+        server_header=False,
+        lifespan="off",
+        timeout_graceful_shutdown=_GRACE_S,
+    )
+    uvicorn.Server(config).run(sockets=[listener])
