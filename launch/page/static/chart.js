@@ -43,10 +43,18 @@ export class Chart {
     /** @type {any} */
     this.plot = null;
     this.tip = h("div.tip", { hidden: true });
-    this.canvas = h("div.canvas", { role: "img", tabindex: "0", on: { keydown: (/** @type {KeyboardEvent} */ event) => this.key(event) } });
+    this.canvas = h("div.canvas", {
+      role: "img",
+      tabindex: "0",
+      on: { keydown: (/** @type {KeyboardEvent} */ event) => this.key(event) },
+    });
     this.legend = h("ul.legend");
     this.rows = h("div", { hidden: true });
-    this.toggle = h("button.plain", { type: "button", "aria-pressed": "false", on: { click: () => this.toggleTable() } }, "Table");
+    this.toggle = h(
+      "button.plain",
+      { type: "button", "aria-pressed": "false", on: { click: () => this.toggleTable() } },
+      "Table",
+    );
     const head = h("figcaption", {}, h("h3", {}, title), this.toggle);
     this.element = h("figure.panel", {}, head, this.canvas, this.legend, this.rows);
     this.sizes = new ResizeObserver(() => this.fit());
@@ -59,7 +67,10 @@ export class Chart {
     this.lines = lines.filter((line) => line.points.steps.length);
     this.smoothing = smoothing;
     this.range = range;
-    const shape = JSON.stringify([this.lines.map(({ label, hue, dash, points }) => [label, hue, dash, points.steps.length < FEW_POINTS]), smoothing > 0]);
+    const shape = JSON.stringify([
+      this.lines.map(({ label, hue, dash, points }) => [label, hue, dash, points.steps.length < FEW_POINTS]),
+      smoothing > 0,
+    ]);
     if (shape === this.shape && this.plot) this.plot.setData(this.data());
     else this.build();
     this.shape = shape;
@@ -79,7 +90,12 @@ export class Chart {
     this.plot = null;
     fill(this.canvas, this.tip);
     if (!this.lines.length || !this.canvas.clientWidth) return;
-    const axis = { stroke: colour("axis"), grid: { stroke: colour("grid"), width: 1 }, ticks: { show: false }, font: "11px system-ui, sans-serif" };
+    const axis = {
+      stroke: colour("axis"),
+      grid: { stroke: colour("grid"), width: 1 },
+      ticks: { show: false },
+      font: "11px system-ui, sans-serif",
+    };
     this.plot = new /** @type {any} */ (globalThis).uPlot(
       {
         width: this.canvas.clientWidth,
@@ -87,10 +103,29 @@ export class Chart {
         padding: [12, 8, 0, 0],
         legend: { show: false },
         cursor: { drag: { x: true, y: false, setScale: false }, sync: { key: "steps" }, points: { size: 5 } },
-        scales: { x: { time: false, range: (/** @type {any} */ _, /** @type {number} */ least, /** @type {number} */ most) => this.bounds(least, most) }, y: { distr: this.log ? 3 : 1 } },
-        axes: [{ ...axis, size: 28 }, { ...axis, size: 54, values: (/** @type {any} */ _, /** @type {any[]} */ ticks) => ticks.map((tick) => (tick === null ? "" : short(tick))) }],
+        scales: {
+          x: {
+            time: false,
+            range: (/** @type {any} */ _, /** @type {number} */ least, /** @type {number} */ most) =>
+              this.bounds(least, most),
+          },
+          y: { distr: this.log ? 3 : 1 },
+        },
+        axes: [
+          { ...axis, size: 28 },
+          {
+            ...axis,
+            size: 54,
+            grid: { ...axis.grid, ...(this.log && { filter: powersOfTen }) },
+            values: (/** @type {any} */ _, /** @type {any[]} */ ticks) =>
+              ticks.map((tick) => (tick === null ? "" : short(tick))),
+          },
+        ],
         series: [{ label: "step" }, ...this.series()],
-        hooks: { setSelect: [(/** @type {any} */ plot) => this.selected(plot)], setCursor: [(/** @type {any} */ plot) => this.tell(plot.cursor.idx)] },
+        hooks: {
+          setSelect: [(/** @type {any} */ plot) => this.selected(plot)],
+          setCursor: [(/** @type {any} */ plot) => this.tell(plot.cursor.idx)],
+        },
         plugins: [markPlugin(this.marks, this.tip)],
       },
       this.data(),
@@ -103,7 +138,14 @@ export class Chart {
   series() {
     return this.lines.flatMap(({ label, hue, dash, points }) => {
       const few = points.steps.length < FEW_POINTS;
-      const own = { label, stroke: colour(`c${hue % HUES}`), width: 1.5, dash: DASHES[dash % DASHES.length], spanGaps: true, points: { show: few, size: 4 } };
+      const own = {
+        label,
+        stroke: colour(`c${hue % HUES}`),
+        width: 1.5,
+        dash: DASHES[dash % DASHES.length],
+        spanGaps: true,
+        points: { show: few, size: 4 },
+      };
       return this.smoothing ? [{ ...own, alpha: 0.25, width: 1, points: { show: false } }, own] : [own];
     });
   }
@@ -111,7 +153,9 @@ export class Chart {
   data() {
     const tables = this.lines.flatMap(({ points: { steps, values } }) => {
       const shown = this.log ? values.map((value) => (value > 0 ? value : null)) : values;
-      const smooth = this.smoothing ? [[steps, smoothed(values, this.smoothing).map((value) => (value > 0 || !this.log ? value : null))]] : [];
+      const smooth = this.smoothing
+        ? [[steps, smoothed(values, this.smoothing).map((value) => (value > 0 || !this.log ? value : null))]]
+        : [];
       return [[steps, shown], ...smooth];
     });
     return /** @type {any} */ (globalThis).uPlot.join(tables);
@@ -161,9 +205,16 @@ export class Chart {
     fill(
       this.legend,
       this.lines.map(({ label, hue, dash, points }, index) => {
-        const under = place === null || place === undefined || !this.plot ? null : this.plot.data[1 + index * each]?.[place];
+        const under =
+          place === null || place === undefined || !this.plot ? null : this.plot.data[1 + index * each]?.[place];
         const value = under ?? (place === null || place === undefined ? points.values.at(-1) : null);
-        return h("li", {}, h(`i.swatch.c${hue % HUES}.d${dash % DASHES.length}`, { "aria-hidden": "true" }), `${label} `, h("b", {}, number(value)));
+        return h(
+          "li",
+          {},
+          h(`i.swatch.c${hue % HUES}.d${dash % DASHES.length}`, { "aria-hidden": "true" }),
+          `${label} `,
+          h("b", {}, number(value)),
+        );
       }),
     );
   }
@@ -177,9 +228,15 @@ export class Chart {
   }
 
   fillTable() {
-    const steps = [...new Set(this.lines.flatMap(({ points }) => thinned(points, TABLE_ROWS).steps))].sort((one, other) => other - one);
-    const values = this.lines.map(({ points }) => new Map(points.steps.map((step, place) => [step, points.values[place]])));
-    const rows = steps.slice(0, 2 * TABLE_ROWS).map((step) => [number(step), ...values.map((known) => number(known.get(step)))]);
+    const steps = [...new Set(this.lines.flatMap(({ points }) => thinned(points, TABLE_ROWS).steps))].sort(
+      (one, other) => other - one,
+    );
+    const values = this.lines.map(
+      ({ points }) => new Map(points.steps.map((step, place) => [step, points.values[place]])),
+    );
+    const rows = steps
+      .slice(0, 2 * TABLE_ROWS)
+      .map((step) => [number(step), ...values.map((known) => number(known.get(step)))]);
     fill(this.rows, table(this.title, ["step", ...this.lines.map(({ label }) => label)], rows));
   }
 }
@@ -189,6 +246,11 @@ function summary({ label, points: { steps, values } }) {
   let [least, most] = [Infinity, -Infinity];
   for (const value of values) [least, most] = [Math.min(least, value), Math.max(most, value)];
   return `${label} from ${number(values[0])} at step ${steps[0]} to ${number(values.at(-1))} at step ${steps.at(-1)}, least ${number(least)}, most ${number(most)}`;
+}
+
+/** Lines of a logarithmic axis. @param {any} _ @param {number[]} ticks */
+function powersOfTen(_, ticks) {
+  return ticks.map((tick) => (Number.isInteger(+Math.log10(tick).toFixed(9)) ? tick : null));
 }
 
 /** A tick of an axis. @param {number} value */

@@ -8,11 +8,26 @@ const MOST = 50;
 export function searchForm(context, open) {
   let status = "";
   const words = h("input", { type: "search", placeholder: "text in completions and prompts" });
-  const statuses = choice([["", "any"], ["failed", "failed"], ["truncated", "truncated"], ["ok", "ok"]], "", (chosen) => (status = chosen));
+  const statuses = choice(
+    [
+      ["", "any"],
+      ["failed", "failed"],
+      ["truncated", "truncated"],
+      ["ok", "ok"],
+    ],
+    "",
+    (chosen) => (status = chosen),
+  );
   const said = h("p.quiet", { role: "status" });
   const list = h("ol.hits");
   const more = h("button", { type: "button", hidden: true }, "More");
-  const form = h("form.bar", { role: "search", on: { submit: begin } }, field("Search all steps", words), field("with status", statuses), h("button", { type: "submit" }, "Search"));
+  const form = h(
+    "form.bar",
+    { role: "search", on: { submit: begin } },
+    field("Search all steps", words),
+    field("with status", statuses),
+    h("button", { type: "submit" }, "Search"),
+  );
   const element = h("div.search", {}, form, said, list, more);
 
   /** @param {Event} event */
@@ -46,7 +61,13 @@ export function searchForm(context, open) {
       open(step, index);
     };
     const link = context.link({ tab: "groups", step: String(step), sample: String(index) });
-    return h("a", { href: link, on: { click: act } }, h("b", {}, `step ${step}, sample ${index}`), " ", marked(visible(completion), text));
+    return h(
+      "a",
+      { href: link, on: { click: act } },
+      h("b", {}, `step ${step}, sample ${index}`),
+      " ",
+      marked(visible(completion), text),
+    );
   }
   return element;
 }
@@ -55,5 +76,9 @@ export function searchForm(context, open) {
 function marked(text, wanted) {
   const place = wanted ? text.toLowerCase().indexOf(wanted.toLowerCase()) : -1;
   if (place < 0) return [text];
-  return [text.slice(0, place), h("mark", {}, text.slice(place, place + wanted.length)), text.slice(place + wanted.length)];
+  return [
+    text.slice(0, place),
+    h("mark", {}, text.slice(place, place + wanted.length)),
+    text.slice(place + wanted.length),
+  ];
 }

@@ -18,21 +18,37 @@ export async function curvesTab(context) {
   const others = new Map();
   /** @type {Chart[]} */
   let charts = [];
-  let shape = "";
+  let [shape, toldMarks] = ["", ""];
   let smoothing = 0;
   /** @type {import("./chart.js").Range} */
   let range = null;
 
   const weight = h("output", {}, "0");
-  const slider = h("input", { type: "range", min: "0", max: "0.99", step: "0.01", value: "0", on: { input: () => smooth(Number(slider.value)) } });
-  const search = h("input", { type: "search", placeholder: "name or regex", on: { input: settled(() => show(), 200) } });
+  const slider = h("input", {
+    type: "range",
+    min: "0",
+    max: "0.99",
+    step: "0.01",
+    value: "0",
+    on: { input: () => smooth(Number(slider.value)) },
+  });
+  const search = h("input", {
+    type: "search",
+    placeholder: "name or regex",
+    on: { input: settled(() => show(), 200) },
+  });
   const whole = h("button.plain", { type: "button", hidden: true, on: { click: () => zoom(null) } }, "All steps");
   const said = h("p.quiet", { role: "status" });
+  const hint = h(
+    "p.quiet",
+    {},
+    "Over steps. Drag to zoom, double-click for all; on a chart the keys + − ← → and Esc do the same.",
+  );
   const grid = h("div.panels");
   const events = h("details.events");
   const beside = h("details.beside");
   const bar = h("div.bar", {}, field("Smoothing", slider), weight, field("Metrics", search), whole, beside);
-  const element = h("div", {}, bar, said, grid, events);
+  const element = h("div", {}, bar, said, grid, hint, events);
 
   /** @param {number} value */
   function smooth(value) {
@@ -70,14 +86,21 @@ export async function curvesTab(context) {
     }
     const found = metrics.filter(matcher(text));
     said.textContent = `${found.length} of ${metrics.length} metrics${found.length > MOST_FOUND ? `, the first ${MOST_FOUND} are shown` : ""}`;
-    return found.slice(0, MOST_FOUND).map((/** @type {string} */ name) => ({ title: name, metrics: [name], log: false }));
+    return found
+      .slice(0, MOST_FOUND)
+      .map((/** @type {string} */ name) => ({ title: name, metrics: [name], log: false }));
   }
 
   /** @param {{title: string, metrics: string[], log: boolean}[]} panels */
   function build(panels) {
     charts.forEach((chart) => chart.close());
-    charts = panels.map(({ title, log }) => new Chart({ title, log, marks: () => marksOf(context.run()), onZoom: zoom }));
-    fill(grid, charts.map((chart) => chart.element));
+    charts = panels.map(
+      ({ title, log }) => new Chart({ title, log, marks: () => marksOf(context.run()), onZoom: zoom }),
+    );
+    fill(
+      grid,
+      charts.map((chart) => chart.element),
+    );
     panels.forEach(({ metrics }, place) => (charts[place].lines = lines(metrics)));
   }
 
@@ -88,7 +111,10 @@ export async function curvesTab(context) {
 
   /** Of one run, a colour for each metric; of several, one for each run. @param {string[]} metrics */
   function lines(metrics) {
-    const runs = [{ name: context.run().name, series }, ...[...others].map(([id, each]) => ({ name: id, series: each }))];
+    const runs = [
+      { name: context.run().name, series },
+      ...[...others].map(([id, each]) => ({ name: id, series: each })),
+    ];
     return runs.flatMap(({ name, series: each }, run) =>
       metrics.map((metric, place) => ({
         label: runs.length === 1 ? metric : metrics.length === 1 ? name : `${name} ${metric}`,
@@ -101,9 +127,15 @@ export async function curvesTab(context) {
 
   function tellEvents() {
     const marks = marksOf(context.run());
+    if (JSON.stringify(marks) === toldMarks) return;
+    toldMarks = JSON.stringify(marks);
     const rows = marks.map(({ step, kind, text }) => [step, kind, text]);
     const open = events.open;
-    fill(events, h("summary", {}, `Events on the axis (${marks.length})`), table("Events by step", ["step", "kind", "what"], rows));
+    fill(
+      events,
+      h("summary", {}, `Events on the axis (${marks.length})`),
+      table("Events by step", ["step", "kind", "what"], rows),
+    );
     events.open = open;
     events.hidden = !marks.length;
   }
@@ -112,10 +144,18 @@ export async function curvesTab(context) {
     const { runs } = await source.get("runs");
     const offered = runs.filter((/** @type {any} */ run) => run.id !== context.id);
     const boxes = offered.map((/** @type {any} */ run) => {
-      const box = h("input", { type: "checkbox", checked: others.has(run.id), on: { change: () => choose(run.id, box.checked) } });
+      const box = h("input", {
+        type: "checkbox",
+        checked: others.has(run.id),
+        on: { change: () => choose(run.id, box.checked) },
+      });
       return h("label", {}, box, run.id);
     });
-    fill(beside, h("summary", {}, others.size ? `Beside ${others.size} more` : "Compare runs"), h("div.menu", {}, boxes));
+    fill(
+      beside,
+      h("summary", {}, others.size ? `Beside ${others.size} more` : "Compare runs"),
+      h("div.menu", {}, boxes),
+    );
     beside.hidden = !offered.length;
   }
 
@@ -132,7 +172,8 @@ export async function curvesTab(context) {
   tellEvents();
   await Promise.all([show(), offerOthers()]);
   const timer = setInterval(() => {
-    if (source.isLive && others.size) Promise.all([...others.values()].map((each) => each.more())).then(redraw, () => {});
+    if (source.isLive && others.size)
+      Promise.all([...others.values()].map((each) => each.more())).then(redraw, () => {});
   }, OTHERS_MS);
   return {
     element,

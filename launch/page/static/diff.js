@@ -22,7 +22,7 @@ export function wordDiff(older, newer) {
 
 /** @param {string} text */
 function wordsOf(text) {
-  return text.match(/\s+|[^\s]+/g) ?? [];
+  return text.match(/\S+\s*|\s+/g) ?? [];
 }
 
 /** @param {string[]} before @param {string[]} after @returns {Piece[]} */
@@ -39,7 +39,10 @@ function changes(before, after) {
       if (x >= before.length && x - diagonal >= after.length) return traced(reached, before, after);
     }
   }
-  return [{ kind: "gone", text: before.join("") }, { kind: "new", text: after.join("") }];
+  return [
+    { kind: "gone", text: before.join("") },
+    { kind: "new", text: after.join("") },
+  ];
 }
 
 /** @param {Map<number, number>[]} reached @param {string[]} before @param {string[]} after @returns {Piece[]} */

@@ -71,7 +71,10 @@ export function field(label, input) {
 /** A choice. @param {[string, string][]} options value and text of each @param {string} chosen @param {(value: string) => void} on */
 export function choice(options, chosen, on) {
   const select = h("select", { on: { change: () => on(select.value) } });
-  fill(select, options.map(([value, text]) => h("option", { value, selected: value === chosen }, text)));
+  fill(
+    select,
+    options.map(([value, text]) => h("option", { value, selected: value === chosen }, text)),
+  );
   return select;
 }
 
@@ -93,8 +96,26 @@ export function table(caption, heads, rows) {
       "table",
       {},
       h("caption", {}, caption),
-      h("thead", {}, h("tr", {}, heads.map((head) => h("th", { scope: "col" }, head)))),
-      h("tbody", {}, rows.map((row) => h("tr", {}, row.map((cell) => h("td", {}, cell))))),
+      h(
+        "thead",
+        {},
+        h(
+          "tr",
+          {},
+          heads.map((head) => h("th", { scope: "col" }, head)),
+        ),
+      ),
+      h(
+        "tbody",
+        {},
+        rows.map((row) =>
+          h(
+            "tr",
+            {},
+            row.map((cell) => h("td", {}, cell)),
+          ),
+        ),
+      ),
     ),
   );
 }

@@ -8,18 +8,40 @@ const LONG_PROMPT = 280;
 
 /** @param {import("./run.js").Context} context @param {number} step @param {any} group @param {number} index */
 export function groupElement(context, step, group, index) {
-  const rewards = group.samples.map((/** @type {any} */ sample) => sample.reward).filter((/** @type {any} */ reward) => reward !== null);
-  const mean = rewards.reduce((/** @type {number} */ sum, /** @type {number} */ reward) => sum + reward, 0) / rewards.length;
+  const rewards = group.samples
+    .map((/** @type {any} */ sample) => sample.reward)
+    .filter((/** @type {any} */ reward) => reward !== null);
+  const mean =
+    rewards.reduce((/** @type {number} */ sum, /** @type {number} */ reward) => sum + reward, 0) / rewards.length;
   const columns = Object.entries(group.samples[0].columns);
-  const heading = h("h3", { id: `group-${index}` }, `Prompt ${index + 1}`, group.row === null || group.row === undefined ? null : h("span.quiet", {}, ` data row ${group.row}`));
-  const facts = h("p.quiet", {}, `${group.samples.length} ${group.samples.length === 1 ? "sample" : "samples"}, mean reward ${rewards.length ? number(mean) : "–"}`);
+  const heading = h(
+    "h3",
+    { id: `group-${index}` },
+    `Prompt ${index + 1}`,
+    group.row === null || group.row === undefined ? null : h("span.quiet", {}, ` data row ${group.row}`),
+  );
+  const facts = h(
+    "p.quiet",
+    {},
+    `${group.samples.length} ${group.samples.length === 1 ? "sample" : "samples"}, mean reward ${rewards.length ? number(mean) : "–"}`,
+  );
   return h(
     "section.group",
     { "aria-labelledby": `group-${index}` },
     h("header", {}, heading, facts),
     promptElement(group.prompt),
-    columns.length ? h("dl.columns", {}, columns.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, columnText(value))))) : null,
-    h("div.samples", {}, group.samples.map((/** @type {any} */ sample) => sampleElement(context, step, sample, bounds(rewards)))),
+    columns.length
+      ? h(
+          "dl.columns",
+          {},
+          columns.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, columnText(value)))),
+        )
+      : null,
+    h(
+      "div.samples",
+      {},
+      group.samples.map((/** @type {any} */ sample) => sampleElement(context, step, sample, bounds(rewards))),
+    ),
   );
 }
 
@@ -53,19 +75,52 @@ function sampleElement(context, step, sample, [least, most]) {
     ["turns", turns === null || turns === undefined ? "" : number(turns)],
     ...(sources.length > 1 ? sources.map(([name, value]) => [name, number(/** @type {number} */ (value))]) : []),
   ]).filter(([, text]) => text);
-  const text = h("pre.completion", { tabindex: "0", "aria-label": `Completion of sample ${index}` }, visible(sample.completion));
+  const text = h(
+    "pre.completion",
+    { tabindex: "0", "aria-label": `Completion of sample ${index}` },
+    visible(sample.completion),
+  );
   return h(
     "article.sample",
     { "data-sample": index, tabindex: "-1", "aria-label": `Sample ${index}, reward ${number(reward)}, ${status}` },
-    h("header", {}, h("b.reward", { title: "reward" }, reward === null ? "not scored" : number(reward)), status && status !== "ok" ? h("span.badge.warn", {}, status) : null, h("span.quiet", {}, `#${index}`)),
+    h(
+      "header",
+      {},
+      h("b.reward", { title: "reward" }, reward === null ? "not scored" : number(reward)),
+      status && status !== "ok" ? h("span.badge.warn", {}, status) : null,
+      h("span.quiet", {}, `#${index}`),
+    ),
     meter,
-    h("dl.facts", {}, facts.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value)))),
+    h(
+      "dl.facts",
+      {},
+      facts.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value))),
+    ),
     text,
     h(
       "footer",
       {},
-      sample.cut ? h("button.plain", { type: "button", on: { click: (/** @type {Event} */ event) => showWhole(context, step, index, text, event) } }, "Whole") : null,
-      sample.tokens ? h("button.plain", { type: "button", "aria-label": `Tokens of sample ${index}`, on: { click: () => showTokens(context, step, index) } }, "Tokens") : null,
+      sample.cut
+        ? h(
+            "button.plain",
+            {
+              type: "button",
+              on: { click: (/** @type {Event} */ event) => showWhole(context, step, index, text, event) },
+            },
+            "Whole",
+          )
+        : null,
+      sample.tokens
+        ? h(
+            "button.plain",
+            {
+              type: "button",
+              "aria-label": `Tokens of sample ${index}`,
+              on: { click: () => showTokens(context, step, index) },
+            },
+            "Tokens",
+          )
+        : null,
     ),
   );
 }

@@ -16,27 +16,63 @@ export async function groupsTab(context) {
   let found = { step: null, groups: [] };
   /** @type {((reward: number | null) => boolean) | null} */
   let inBar = null;
-  let barName = "";
+  let [barName, shownText] = ["", ""];
   let status = "";
   let order = "sampled";
 
-  const input = h("input", { type: "number", min: "0", "aria-label": "Step", on: { change: () => nearest(Number(input.value)) } });
+  const input = h("input", {
+    type: "number",
+    min: "0",
+    "aria-label": "Step",
+    on: { change: () => nearest(Number(input.value)) },
+  });
   const earlier = h("button", { type: "button", "aria-label": "Earlier step", on: { click: () => move(-1) } }, "◀");
   const later = h("button", { type: "button", "aria-label": "Later step", on: { click: () => move(1) } }, "▶");
   const newest = h("button", { type: "button", on: { click: () => open(steps.at(-1)?.step) } }, "Newest");
-  const statuses = choice([["", "any status"], ["ok", "ok"], ["truncated", "truncated"], ["failed", "failed"]], "", (chosen) => {
-    status = chosen;
-    show();
-  });
-  const orders = choice([["sampled", "as sampled"], ["best", "best first"]], order, (chosen) => {
-    order = chosen;
-    show();
-  });
+  const statuses = choice(
+    [
+      ["", "any status"],
+      ["ok", "ok"],
+      ["truncated", "truncated"],
+      ["failed", "failed"],
+    ],
+    "",
+    (chosen) => {
+      status = chosen;
+      show();
+    },
+  );
+  const orders = choice(
+    [
+      ["sampled", "as sampled"],
+      ["best", "best first"],
+    ],
+    order,
+    (chosen) => {
+      order = chosen;
+      show();
+    },
+  );
   const said = h("p.quiet", { role: "status" });
   const bars = h("div.histogram", { role: "group", "aria-label": "Rewards of this step: choose samples by reward" });
   const list = h("div.groups");
-  const bar = h("div.bar", {}, field("Step", h("span.together", {}, earlier, input, later)), newest, field("Status", statuses), field("Order", orders));
-  const element = h("div", {}, bar, searchForm(context, (step, sample) => open(step, sample)), bars, said, list);
+  const bar = h(
+    "div.bar",
+    {},
+    field("Step", h("span.together", {}, earlier, input, later)),
+    newest,
+    field("Status", statuses),
+    field("Order", orders),
+  );
+  const element = h(
+    "div",
+    {},
+    bar,
+    searchForm(context, (step, sample) => open(step, sample)),
+    bars,
+    said,
+    list,
+  );
 
   async function readSteps() {
     steps = (await source.get("samples", { id })).steps;
@@ -52,7 +88,10 @@ export async function groupsTab(context) {
 
   /** @param {number} step */
   function nearest(step) {
-    const chosen = steps.reduce((best, each) => (Math.abs(each.step - step) < Math.abs(best.step - step) ? each : best), steps[0]);
+    const chosen = steps.reduce(
+      (best, each) => (Math.abs(each.step - step) < Math.abs(best.step - step) ? each : best),
+      steps[0],
+    );
     if (chosen) open(chosen.step);
   }
 
@@ -82,15 +121,26 @@ export async function groupsTab(context) {
       .map((/** @type {any} */ group) => ({ ...group, samples: ordered(group.samples.filter(kept)) }))
       .filter((/** @type {any} */ group) => group.samples.length);
     const count = shown.reduce((/** @type {number} */ sum, /** @type {any} */ group) => sum + group.samples.length, 0);
-    const chosen = barName ? ` with reward ${barName}` : "";
+    shownText = `${count} of ${all.length} samples${barName ? ` with reward ${barName}` : ""}, ${shown.length} ${shown.length === 1 ? "prompt" : "prompts"}`;
+    tell();
+    fill(
+      list,
+      shown.map((/** @type {any} */ group, /** @type {number} */ index) =>
+        groupElement(context, found.step, group, index),
+      ),
+    );
+  }
+
+  function tell() {
     const place = steps.findIndex(({ step }) => step === found.step);
-    said.textContent = `Step ${found.step} (${place + 1} of ${steps.length} with completions): ${count} of ${all.length} samples${chosen}, ${shown.length} ${shown.length === 1 ? "prompt" : "prompts"}.`;
-    fill(list, shown.map((/** @type {any} */ group, /** @type {number} */ index) => groupElement(context, found.step, group, index)));
+    said.textContent = `Step ${found.step} (${place + 1} of ${steps.length} with completions): ${shownText}.`;
   }
 
   /** @param {any[]} samples */
   function ordered(samples) {
-    return order === "best" ? [...samples].sort((one, other) => (other.reward ?? -Infinity) - (one.reward ?? -Infinity)) : samples;
+    return order === "best"
+      ? [...samples].sort((one, other) => (other.reward ?? -Infinity) - (one.reward ?? -Infinity))
+      : samples;
   }
 
   /** @param {any[]} samples */
@@ -107,7 +157,13 @@ export async function groupsTab(context) {
         bars.querySelector(`[data-bar="${label}"]`)?.focus();
       };
       const name = `Reward ${label}: ${count} ${count === 1 ? "sample" : "samples"}`;
-      return h("button", { type: "button", "aria-pressed": String(pressed), "aria-label": name, "data-bar": label, on: { click: act } }, h("b", {}, count), fillOf, label);
+      return h(
+        "button",
+        { type: "button", "aria-pressed": String(pressed), "aria-label": name, "data-bar": label, on: { click: act } },
+        h("b", {}, count),
+        fillOf,
+        label,
+      );
     });
     fill(bars, buttons);
   }
@@ -118,10 +174,9 @@ export async function groupsTab(context) {
   return {
     element,
     onSteps: async () => {
-      const last = steps.at(-1)?.step;
       await readSteps();
-      if (last === undefined) await open(steps.at(-1)?.step);
-      else if (found.groups.length) show();
+      if (found.step === null) await open(steps.at(-1)?.step);
+      else tell(); // what is read stays
     },
   };
 }
@@ -134,10 +189,16 @@ export async function groupsTab(context) {
 export function barsOf(rewards) {
   const known = /** @type {number[]} */ (rewards.filter((reward) => reward !== null));
   const none = rewards.length - known.length;
-  const unscored = none ? [{ label: "none", count: none, holds: (/** @type {number | null} */ reward) => reward === null }] : [];
+  const unscored = none
+    ? [{ label: "none", count: none, holds: (/** @type {number | null} */ reward) => reward === null }]
+    : [];
   const distinct = [...new Set(known)].sort((one, other) => one - other);
   if (distinct.length <= MOST_BARS) {
-    const single = distinct.map((value) => ({ label: number(value), count: known.filter((reward) => reward === value).length, holds: (/** @type {number | null} */ reward) => reward === value }));
+    const single = distinct.map((value) => ({
+      label: number(value),
+      count: known.filter((reward) => reward === value).length,
+      holds: (/** @type {number | null} */ reward) => reward === value,
+    }));
     return [...unscored, ...single];
   }
   const [least, most] = [distinct[0], distinct[distinct.length - 1]];

@@ -3,7 +3,14 @@
 import { fill, h, openDialog } from "./dom.js";
 import { ago, change, duration, number, percent } from "./numbers.js";
 
-const SIGNS = /** @type {Record<string, string>} */ ({ running: "●", finished: "✓", stopped: "■", failed: "✕", died: "✕", unknown: "?" });
+const SIGNS = /** @type {Record<string, string>} */ ({
+  running: "●",
+  finished: "✓",
+  stopped: "■",
+  failed: "✕",
+  died: "✕",
+  unknown: "?",
+});
 
 /** @param {string} state */
 export function stateBadge(state) {
@@ -18,7 +25,13 @@ export function runHead(context) {
   const progress = h("progress", { "aria-label": "Steps done" });
   const facts = h("dl.facts.wide");
   const tiles = h("ul.tiles", { "aria-label": "Main numbers" });
-  const element = h("header.head", {}, h("div.titles", {}, title, state, stop), h("div.progress", {}, progress, facts), tiles);
+  const element = h(
+    "header.head",
+    {},
+    h("div.titles", {}, title, state, stop),
+    h("div.progress", {}, progress, facts),
+    tiles,
+  );
   let told = "";
 
   function show() {
@@ -32,7 +45,10 @@ export function runHead(context) {
     progress.max = run.steps || 1;
     progress.value = run.step || 0;
     progress.textContent = `${run.step} of ${run.steps}`;
-    fill(facts, factsOf(run).map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value))));
+    fill(
+      facts,
+      factsOf(run).map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value))),
+    );
     fill(tiles, run.tiles.map(tileElement));
   }
   show();
@@ -45,9 +61,17 @@ function factsOf(run) {
   const facts = /** @type {[string, any][]} */ ([["step", steps]]);
   if (run.state === "running") {
     const since = run.phase_since ? `, since ${ago(run.phase_since).replace(" ago", "")}` : "";
-    facts.push(["phase", run.phase ? `${run.phase}${since}` : "–"], ["ready in", run.eta_s === null ? "–" : `about ${duration(run.eta_s)}`]);
+    facts.push(
+      ["phase", run.phase ? `${run.phase}${since}` : "–"],
+      ["left", run.eta_s === null ? "–" : `about ${duration(run.eta_s)}`],
+    );
   }
-  facts.push(["took", duration(run.elapsed_s)], ["effective", percent(run.effective)], ["job", run.job], ["model", run.model]);
+  facts.push(
+    ["took", duration(run.elapsed_s)],
+    ["effective", percent(run.effective)],
+    ["job", run.job],
+    ["model", run.model],
+  );
   return facts.filter(([, value]) => value);
 }
 
@@ -57,24 +81,46 @@ function tileElement({ metric, title, value, first, better }) {
   const good = better ? (better === "up" ? gone : -gone) : 0;
   const look = good > 0 ? "span.change.good" : good < 0 ? "span.change.bad" : "span.change";
   const changed = change(value, first);
-  return h("li", { title: metric }, h("span.quiet", {}, title), h("b", {}, number(value)), changed ? h(look, { title: "since the start" }, changed) : null);
+  return h(
+    "li",
+    { title: metric },
+    h("span.quiet", {}, title),
+    h("b", {}, number(value)),
+    changed ? h(look, { title: "since the start" }, changed) : null,
+  );
 }
 
 /** @param {import("./run.js").Context} context */
 function confirmStop(context) {
   const said = h("p.wrong", { role: "alert" });
   const token = h("input", { type: "password", autocomplete: "off", value: context.source.token });
-  const missing = context.source.token ? null : h("label.field", {}, h("span", {}, "Token, from the address that `tandem watch` has printed"), token);
+  const missing = context.source.token
+    ? null
+    : h("label.field", {}, h("span", {}, "Token, from the address that `tandem watch` has printed"), token);
   const stop = h("button.primary", { type: "button", on: { click: act } }, "Stop the run");
   const keep = h("button", { type: "button", on: { click: () => dialog.close() } }, "Keep it running");
-  const dialog = openDialog(`Stop ${context.run().name}?`, h("p", {}, "It finishes its step, saves a checkpoint and ends. A later start goes on from there."), missing, said, h("div.bar", {}, stop, keep));
+  const dialog = openDialog(
+    `Stop ${context.run().name}?`,
+    h("p", {}, "It finishes its step, saves a checkpoint and ends. A later start goes on from there."),
+    missing,
+    said,
+    h("div.bar", {}, stop, keep),
+  );
 
   async function act() {
     stop.disabled = true;
     try {
       await context.source.stop(context.id, token.value.trim());
       context.source.token = token.value.trim();
-      fill(dialog, h("p", { role: "status" }, "The run was asked to stop."), h("div.bar", {}, h("button", { type: "button", autofocus: true, on: { click: () => dialog.close() } }, "Close")));
+      fill(
+        dialog,
+        h("p", { role: "status" }, "The run was asked to stop."),
+        h(
+          "div.bar",
+          {},
+          h("button", { type: "button", autofocus: true, on: { click: () => dialog.close() } }, "Close"),
+        ),
+      );
     } catch (error) {
       said.textContent = /** @type {Error} */ (error).message;
       stop.disabled = false;

@@ -14,7 +14,10 @@ export async function heldOutTab(context) {
   let found = { steps: [] };
   let [older, newer] = [0, 0];
 
-  const offered = prompts.map((/** @type {any} */ each) => [String(each.number), `${each.number}: ${visible(each.prompt).slice(0, 80)}`]);
+  const offered = prompts.map((/** @type {any} */ each) => [
+    String(each.number),
+    `${each.number}: ${visible(each.prompt).slice(0, 80)}`,
+  ]);
   const chooser = choice(offered, String(prompt), (chosen) => open(Number(chosen)));
   const said = h("pre.prompt");
   const pair = h("div.bar");
@@ -32,11 +35,21 @@ export async function heldOutTab(context) {
   }
 
   function show() {
-    const options = /** @type {[string, string][]} */ (found.steps.map((/** @type {any} */ { step }, /** @type {number} */ place) => [String(place), `step ${step}${again(place)}`]));
+    const options = /** @type {[string, string][]} */ (
+      found.steps.map((/** @type {any} */ { step }, /** @type {number} */ place) => [
+        String(place),
+        `step ${step}${again(place)}`,
+      ])
+    );
     const from = choice(options, String(older), (chosen) => compare(Number(chosen), newer));
     const to = choice(options, String(newer), (chosen) => compare(older, Number(chosen)));
     const [before, after] = [found.steps[older], found.steps[newer]];
-    fill(pair, field("From", from), field("to", to), h("span.quiet", {}, `reward ${number(before?.reward)} → ${number(after?.reward)}`));
+    fill(
+      pair,
+      field("From", from),
+      field("to", to),
+      h("span.quiet", {}, `reward ${number(before?.reward)} → ${number(after?.reward)}`),
+    );
     fill(shown, before ? diffElement(before.completion, after.completion) : null);
     fill(list, found.steps.map(answer));
   }
@@ -51,7 +64,17 @@ export async function heldOutTab(context) {
   function answer(each, place) {
     const act = () => compare(older, place);
     const now = place === newer ? "true" : null;
-    return h("li", {}, h("button.row", { type: "button", "aria-current": now, on: { click: act } }, h("b", {}, `step ${each.step}${again(place)}`), h("span.num", {}, number(each.reward)), h("span", {}, visible(each.completion).slice(0, 300))));
+    return h(
+      "li",
+      {},
+      h(
+        "button.row",
+        { type: "button", "aria-current": now, on: { click: act } },
+        h("b", {}, `step ${each.step}${again(place)}`),
+        h("span.num", {}, number(each.reward)),
+        h("span", {}, visible(each.completion).slice(0, 300)),
+      ),
+    );
   }
 
   /** @param {number} from @param {number} to */

@@ -14,10 +14,14 @@ export async function logsTab(context) {
   const earlier = h("button", { type: "button", on: { click: () => readEarlier() } }, "Earlier lines");
   const text = h("pre.log", { tabindex: "0", "aria-label": "Log" });
   const said = h("p.quiet", { role: "status" });
-  const chooser = choice(names.map((each) => [each, each]), name, (chosen) => {
-    name = chosen;
-    readEnd();
-  });
+  const chooser = choice(
+    names.map((each) => [each, each]),
+    name,
+    (chosen) => {
+      name = chosen;
+      readEnd();
+    },
+  );
   const element = h("div", {}, h("div.bar", {}, field("Log", chooser), earlier), said, text);
 
   async function readEnd() {
@@ -43,7 +47,9 @@ export async function logsTab(context) {
   function tell(first, last) {
     [start, end] = [first, last];
     earlier.disabled = start <= 0;
-    said.textContent = end ? `Bytes ${start.toLocaleString("en-GB")} to ${end.toLocaleString("en-GB")}` : "This log is empty.";
+    said.textContent = end
+      ? `Bytes ${start.toLocaleString("en-GB")} to ${end.toLocaleString("en-GB")}`
+      : "This log is empty.";
   }
 
   await readEnd();

@@ -10,7 +10,7 @@ import { themeSwitch } from "./theme.js";
 
 const main = /** @type {HTMLElement} */ (document.querySelector("main"));
 const connection = /** @type {HTMLElement} */ (document.querySelector("#connection"));
-/** @type {{element: HTMLElement, go: (address: import("./address.js").Address) => void, close: () => void} | null} */
+/** @type {{element: HTMLElement, shown: () => void, go: (address: import("./address.js").Address) => void, close: () => void} | null} */
 let view = null;
 let shown = "";
 let turn = 0;
@@ -37,11 +37,23 @@ async function show(source) {
     view = made;
     document.title = `${address.run || "Runs"} – Tandem`;
     fill(main, made.element);
+    made.shown();
+    if (turn > 1 && document.activeElement === document.body) main.focus(); // what had the focus is gone
   } catch (error) {
     if (mine !== turn) return;
     shown = "\0"; // nothing: the same address may be tried again
     const line = /** @type {Error} */ (error).message;
-    fill(main, h("p.wrong", { role: "alert" }, line), h("p", {}, h("a", { href: hashOf({}) }, "All runs"), " ", h("button", { type: "button", on: { click: () => show(source) } }, "Try again")));
+    fill(
+      main,
+      h("p.wrong", { role: "alert" }, line),
+      h(
+        "p",
+        {},
+        h("a", { href: hashOf({}) }, "All runs"),
+        " ",
+        h("button", { type: "button", on: { click: () => show(source) } }, "Try again"),
+      ),
+    );
   }
 }
 

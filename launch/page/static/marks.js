@@ -7,7 +7,14 @@ import { colour } from "./theme.js";
 
 const NEAR_PX = 6;
 /** What stands above a line: colours alone are not told apart by everybody. */
-const LETTERS = /** @type {Record<string, string>} */ ({ fault: "F", alert: "A", health: "H", start: "S", stop: "E", checkpoint: "" });
+const LETTERS = /** @type {Record<string, string>} */ ({
+  fault: "F",
+  alert: "A",
+  health: "H",
+  start: "S",
+  stop: "E",
+  checkpoint: "",
+});
 
 /** The marks of a run, with a line for each fault. @param {any} run @returns {Mark[]} */
 export function marksOf(run) {
@@ -19,7 +26,8 @@ export function marksOf(run) {
 
 /** Example: rollout[1] died; noticed after 0.7 s; restarted; stood 21 s. @param {any} event */
 export function faultLine(event) {
-  const noticed = event.noticed_s === null || event.noticed_s === undefined ? "" : `noticed after ${duration(event.noticed_s)}`;
+  const noticed =
+    event.noticed_s === null || event.noticed_s === undefined ? "" : `noticed after ${duration(event.noticed_s)}`;
   const over = event.state === "open" ? "not over" : event.state === "given up" ? `given up: ${event.did}` : event.did;
   const stood = event.stood_s === null || event.stood_s === undefined ? "" : `stood ${duration(event.stood_s)}`;
   return [`${event.who} ${event.what}`, noticed, over, stood].filter(Boolean).join("; ");
@@ -50,11 +58,13 @@ function draw(plot, marks) {
     const x = Math.round(plot.valToPos(step, "x", true));
     ctx.strokeStyle = ctx.fillStyle = colour(`mark-${kind}`);
     ctx.lineWidth = pixel;
+    ctx.globalAlpha = kind === "fault" ? 0.55 : 1;
     ctx.setLineDash(kind === "fault" ? [] : [3 * pixel, 3 * pixel]);
     ctx.beginPath();
     ctx.moveTo(x, bbox.top);
     ctx.lineTo(x, bbox.top + bbox.height);
     ctx.stroke();
+    ctx.globalAlpha = 1;
     ctx.fillText(LETTERS[kind] ?? "", x, bbox.top - 2 * pixel);
   }
   ctx.restore();
@@ -63,7 +73,10 @@ function draw(plot, marks) {
 /** @param {any} plot @param {Mark[]} marks @param {HTMLElement} tip */
 function tell(plot, marks, tip) {
   const { left } = plot.cursor;
-  const near = left < 0 ? [] : marks.filter(({ step }) => Math.abs(plot.valToPos(step, "x") - left) <= NEAR_PX);
+  const near =
+    left < 0 || !plot.over.matches(":hover")
+      ? [] // else it is another chart's pointer
+      : marks.filter(({ step }) => Math.abs(plot.valToPos(step, "x") - left) <= NEAR_PX);
   tip.hidden = !near.length;
   if (!near.length) return;
   tip.textContent = near.map(({ step, text }) => `step ${number(step)}: ${text}`).join("\n");

@@ -25,7 +25,12 @@ export function duration(seconds) {
   if (seconds === null || seconds === undefined || !Number.isFinite(seconds)) return "–";
   if (seconds < 10) return `${seconds.toFixed(1)} s`;
   if (seconds < 60) return `${Math.round(seconds)} s`;
-  const units = /** @type {const} */ ([["d", 86400], ["h", 3600], ["min", 60], ["s", 1]]);
+  const units = /** @type {const} */ ([
+    ["d", 86400],
+    ["h", 3600],
+    ["min", 60],
+    ["s", 1],
+  ]);
   const first = units.findIndex(([, size]) => seconds >= size);
   const [[large, big], [small, little]] = [units[first], units[first + 1]];
   const many = Math.floor(seconds / big);

@@ -29,7 +29,9 @@ export class Report {
     if (path === "metrics") return this.metrics(words);
     if (path === "search") return this.search(words);
     if (path === "config" && words.other) return this.differences(String(words.id), String(words.other));
-    const key = [path, words.id, words.step, words.index, words.prompt, words.name].filter((word) => word !== undefined).join(" ");
+    const key = [path, words.id, words.step, words.index, words.prompt, words.name]
+      .filter((word) => word !== undefined)
+      .join(" ");
     const found = this.answers[key];
     if (found === undefined || words.before !== undefined) throw new ServerError(404, "This report has no more of it.");
     return found;
@@ -38,7 +40,9 @@ export class Report {
   /** @param {Record<string, string | number>} words */
   metrics({ id, names }) {
     const { step, values } = this.answers[`metrics ${id}`];
-    const wanted = String(names).split(",").filter((name) => name in values);
+    const wanted = String(names)
+      .split(",")
+      .filter((name) => name in values);
     return { step, values: Object.fromEntries(wanted.map((name) => [name, values[name]])) };
   }
 
@@ -46,11 +50,20 @@ export class Report {
   search({ id, text, status, from, most }) {
     const wanted = String(text).toLowerCase();
     const all = this.answers[`samples ${id}`].steps.flatMap((/** @type {any} */ { step }) =>
-      this.answers[`groups ${id} ${step}`].groups.flatMap((/** @type {any} */ group) => group.samples.map((/** @type {any} */ sample) => ({ step, prompt: group.prompt, ...sample }))),
+      this.answers[`groups ${id} ${step}`].groups.flatMap((/** @type {any} */ group) =>
+        group.samples.map((/** @type {any} */ sample) => ({ step, prompt: group.prompt, ...sample })),
+      ),
     );
-    const found = all.filter((/** @type {any} */ sample) => (!status || sample.status === status) && `${sample.completion}\n${sample.prompt}`.toLowerCase().includes(wanted));
+    const found = all.filter(
+      (/** @type {any} */ sample) =>
+        (!status || sample.status === status) &&
+        `${sample.completion}\n${sample.prompt}`.toLowerCase().includes(wanted),
+    );
     const shown = found.slice(Number(from), Number(from) + Number(most));
-    return { hits: shown.map((/** @type {any} */ sample) => hit(sample, wanted)), more: found.length > Number(from) + Number(most) ? Number(from) + Number(most) : null };
+    return {
+      hits: shown.map((/** @type {any} */ sample) => hit(sample, wanted)),
+      more: found.length > Number(from) + Number(most) ? Number(from) + Number(most) : null,
+    };
   }
 
   /** @param {string} id @param {string} other */

@@ -51,9 +51,10 @@ export async function runView(source, address, tellState) {
   const series = new Series(source, id);
   /** @type {Tab | null} */
   let tab = null;
-  let shownTab = "";
+  let [shownTab, toldTabs] = ["", ""];
   let turn = 0;
-  const link = (/** @type {Partial<import("./address.js").Address>} */ changes) => hashOf({ run: id, beside: address.beside, ...changes });
+  const link = (/** @type {Partial<import("./address.js").Address>} */ changes) =>
+    hashOf({ run: id, beside: address.beside, ...changes });
   const context = /** @type {Context} */ ({ source, id, series, run: () => run, address: () => address, link, note });
   const head = runHead(context);
   const tabs = h("nav.tabs", { "aria-label": "Views of the run" });
@@ -69,7 +70,28 @@ export async function runView(source, address, tellState) {
   function showTabs() {
     const offered = TABS.filter(([, , , has]) => has(run));
     const count = run.events.length;
-    fill(tabs, offered.map(([name, title]) => h("a", { href: link({ tab: name }), "aria-current": name === shownTab ? "page" : null }, title, name === "faults" && count ? h("span.count", {}, count) : null)));
+    const now = JSON.stringify([offered.map(([name]) => name), count, shownTab]);
+    if (now === toldTabs) return; // else the one that has the focus would lose it
+    toldTabs = now;
+    fill(
+      tabs,
+      offered.map(([name, title]) =>
+        h(
+          "a",
+          { href: link({ tab: name }), "aria-current": name === shownTab ? "page" : null },
+          title,
+          name === "faults" && count ? h("span.count", {}, count) : null,
+        ),
+      ),
+    );
+  }
+
+  /** On a narrow screen the current one may be out of sight. */
+  function showCurrent() {
+    const current = tabs.querySelector("[aria-current]");
+    if (!current) return;
+    const left = current.offsetLeft - tabs.offsetLeft;
+    if (left + current.offsetWidth > tabs.clientWidth) tabs.scrollLeft = left - 20;
   }
 
   /** @param {string} name */
@@ -89,7 +111,12 @@ export async function runView(source, address, tellState) {
     if (mine !== turn) return made.close?.(); // another one was chosen meanwhile
     tab = made;
     fill(body, tab.element);
-    tab.shown?.();
+    shown();
+  }
+
+  function shown() {
+    showCurrent();
+    tab?.shown?.();
   }
 
   /** What has come, or all of it anew where the file was cut. @param {any} found */
@@ -116,6 +143,7 @@ export async function runView(source, address, tellState) {
   const unheard = source.live(id, { run: onRun, steps: onSteps, again, state: tellState }, series.mark);
   return {
     element,
+    shown,
     /** Another view of the same run. @param {import("./address.js").Address} next */
     go: (next) => {
       const same = next.tab === shownTab && next.step === address.step && next.sample === address.sample;

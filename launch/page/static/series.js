@@ -61,7 +61,9 @@ export class Series {
     const names = [...this.points.keys()];
     if (!names.length) return;
     const last = Math.max(0, ...names.map((name) => this.of(name).steps.at(-1) ?? 0));
-    this.append(await this.source.get("metrics", { id: this.id, names: names.join(","), after: last, most: MOST_POINTS }));
+    this.append(
+      await this.source.get("metrics", { id: this.id, names: names.join(","), after: last, most: MOST_POINTS }),
+    );
   }
 }
 

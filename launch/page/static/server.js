@@ -103,6 +103,7 @@ async function answer(ask) {
     throw new ServerError(0, "The server does not answer.");
   }
   const content = await response.json().catch(() => ({ error: `The server has answered ${response.status}.` }));
-  if (!response.ok) throw new ServerError(response.status, content.error ?? `The server has answered ${response.status}.`);
+  if (!response.ok)
+    throw new ServerError(response.status, content.error ?? `The server has answered ${response.status}.`);
   return content;
 }

@@ -21,28 +21,50 @@ const SCALES = /** @type {Record<string, number[]>} */ ({
   entropy: [0.05, 0.2, 0.5, 1, 2, 3],
   ratio: [0.5, 0.8, 0.95, 1.05, 1.25, 2],
 });
-const TITLES = /** @type {Record<string, string>} */ ({ logprobs: "logprob", entropy: "entropy", ratio: "ratio", versions: "version" });
+const TITLES = /** @type {Record<string, string>} */ ({
+  logprobs: "logprob",
+  entropy: "entropy",
+  ratio: "ratio",
+  versions: "version",
+});
 
 /** @param {import("./run.js").Context} context @param {number} step @param {number} index of the sample */
 export async function showTokens(context, step, index) {
   const tokens = /** @type {Tokens} */ (await context.source.get("tokens", { id: context.id, step, index }));
   const names = /** @type {(keyof Tokens)[]} */ (Object.keys(TITLES)).filter((name) => tokens[name]);
   const legend = h("ul.legend.scale");
-  const text = h("div.tokens", { tabindex: "0", role: "group", "aria-label": "Tokens; left and right go through them", on: { mouseover: hovered, keydown: pressed } });
+  const text = h("div.tokens", {
+    tabindex: "0",
+    role: "group",
+    "aria-label": "Tokens; left and right go through them",
+    on: { mouseover: hovered, keydown: pressed },
+  });
   const told = h("p.told", { role: "status" });
   const rows = h("div", { hidden: true });
   const toggle = h("button.plain", { type: "button", "aria-pressed": "false", on: { click: switchTable } }, "Table");
-  const chooser = choice(names.map((name) => [name, TITLES[name]]), names[0], paint);
+  const chooser = choice(
+    names.map((name) => [name, TITLES[name]]),
+    names[0],
+    paint,
+  );
   let at = -1;
 
-  fill(text, tokens.pieces.map((piece, place) => h("span", { "data-place": place }, shown(piece))));
+  fill(
+    text,
+    tokens.pieces.map((piece, place) => h("span", { "data-place": place }, shown(piece))),
+  );
 
   /** @param {string} name */
   function paint(name) {
     const { looks, steps } = scale(name, tokens);
     [...text.children].forEach((span, place) => (span.className = tokens.sampled[place] ? looks[place] : "given"));
     const given = tokens.sampled.some((own) => !own) ? [{ look: "given", text: "not sampled" }] : [];
-    fill(legend, [...steps, ...given].map(({ look, text: words }) => h("li", {}, h(`i.swatch.block.${look}`, { "aria-hidden": "true" }), words)));
+    fill(
+      legend,
+      [...steps, ...given].map(({ look, text: words }) =>
+        h("li", {}, h(`i.swatch.tint.${look}`, { "aria-hidden": "true" }), words),
+      ),
+    );
   }
 
   /** @param {number} place */
@@ -73,12 +95,24 @@ export async function showTokens(context, step, index) {
     rows.hidden = !rows.hidden;
     text.hidden = !rows.hidden;
     toggle.setAttribute("aria-pressed", String(!rows.hidden));
-    const lines = tokens.pieces.map((piece, place) => [place + 1, shown(piece), tokens.sampled[place] ? "sampled" : "given", ...names.map((name) => number(/** @type {any} */ (tokens[name])[place]))]);
+    const lines = tokens.pieces.map((piece, place) => [
+      place + 1,
+      shown(piece),
+      tokens.sampled[place] ? "sampled" : "given",
+      ...names.map((name) => number(/** @type {any} */ (tokens[name])[place])),
+    ]);
     if (!rows.hidden) fill(rows, table("Tokens", ["", "token", "", ...names.map((name) => TITLES[name])], lines));
   }
 
   if (names.length) paint(names[0]);
-  openDialog(`Tokens of sample ${index}, step ${step}`, h("div.bar", {}, names.length ? field("Colour by", chooser) : null, toggle), legend, told, text, rows);
+  openDialog(
+    `Tokens of sample ${index}, step ${step}`,
+    h("div.bar", {}, names.length ? field("Colour by", chooser) : null, toggle),
+    legend,
+    told,
+    text,
+    rows,
+  );
 }
 
 /** @param {string} piece */
@@ -90,14 +124,22 @@ function shown(piece) {
 function scale(name, tokens) {
   const values = /** @type {(number | null)[]} */ (/** @type {any} */ (tokens)[name]);
   if (name === "versions") {
-    const distinct = [...new Set(values.filter((value) => value !== null))].sort((one, other) => Number(one) - Number(other));
-    const look = (/** @type {number | null} */ value) => (value === null ? "" : `v${distinct.indexOf(value) % VERSIONS}`);
-    return { looks: values.map(look), steps: distinct.map((value) => ({ look: look(value), text: `version ${value}` })) };
+    const distinct = [...new Set(values.filter((value) => value !== null))].sort(
+      (one, other) => Number(one) - Number(other),
+    );
+    const look = (/** @type {number | null} */ value) =>
+      value === null ? "" : `v${distinct.indexOf(value) % VERSIONS}`;
+    return {
+      looks: values.map(look),
+      steps: distinct.map((value) => ({ look: look(value), text: `version ${value}` })),
+    };
   }
   const borders = SCALES[name];
   const kind = name === "ratio" ? "r" : "q";
   const sign = name === "logprobs" ? -1 : 1;
-  const looks = values.map((value) => (value === null ? "" : `${kind}${borders.filter((border) => sign * value >= border).length}`));
+  const looks = values.map((value) =>
+    value === null ? "" : `${kind}${borders.filter((border) => sign * value >= border).length}`,
+  );
   const worded = borders.map((border) => number(sign * border));
   const last = `${sign < 0 ? "below" : "above"} ${worded.at(-1)}`;
   const first = `${sign < 0 ? "above" : "below"} ${worded[0]}`;
