@@ -11,6 +11,7 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,7 @@ from launch.verbs.parsing import parse_verb, unknown_verb
 if TYPE_CHECKING:
     from launch.checks.tokenizer_process import Aside
     from launch.config import RunConfig
+    from launch.page.beside import Beside
     from launch.screen.display import Display
 
 USER_ERROR, INTERRUPTED, BROKEN_PIPE = 2, 130, 141
@@ -151,7 +153,7 @@ def _run(arguments: argparse.Namespace) -> int:
         say_loaded(restarts_of(config, arguments.retries), config.run.heartbeat_s, config.directory)
         check_nodes(config, this_machine())  # before the other checks, as it needs no model and no data
         check_ray_address(os.environ.get("RAY_ADDRESS"))
-        return _checked_and_run(config, aside)
+        return _checked_and_run(config, aside, watched=arguments.watch)
 
 
 def _loaded(arguments: argparse.Namespace, aside: "Aside") -> "RunConfig":
@@ -168,16 +170,18 @@ def _loaded(arguments: argparse.Namespace, aside: "Aside") -> "RunConfig":
     return config
 
 
-def _checked_and_run(config: "RunConfig", aside: "Aside") -> int:
+def _checked_and_run(config: "RunConfig", aside: "Aside", *, watched: bool) -> int:
     from launch.run.signals import interruptible
     from launch.screen.display import Display
     from launch.screen.opening import opening_lines
 
-    with interruptible(), Display(started=_STARTED) as display:
-        display.open(opening_lines(config))
+    with interruptible(), _page_of(config, watched) as page, Display(started=_STARTED) as display:
+        display.open(opening_lines(config) + ([f"page: {page.address}"] if page else []))
         display.phase("checking the configuration")
         _preflight(config, aside, display)
         aside.close()
+        if page:
+            page.start()
         display.phase("loading libraries")
         from launch.run.run import run  # imports ray: only once the mistakes are out
 
@@ -186,6 +190,15 @@ def _checked_and_run(config: "RunConfig", aside: "Aside") -> int:
         finally:
             # Else the interpreter's end walks through all objects of thousands of modules, for seconds, in silence.
             gc.freeze()
+
+
+def _page_of(config: "RunConfig", watched: bool) -> "AbstractContextManager[Beside | None]":
+    """The server of the run's page, where it is to be watched."""
+    if watched:
+        from launch.page.beside import beside
+
+        return beside(config.directory) or contextlib.nullcontext()
+    return contextlib.nullcontext()
 
 
 def _preflight(config: "RunConfig", aside: "Aside", display: "Display") -> None:

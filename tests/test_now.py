@@ -5,6 +5,7 @@ import errno
 import io
 import json
 import os
+import socket
 import threading
 from pathlib import Path
 from typing import Any
@@ -143,10 +144,16 @@ def test_where_a_run_is_from_its_start_to_its_end(tmp_path: Path) -> None:
     assert found[4:-2] == [(step, word) for step in (1, 2) for word in words]
     assert found[-2:] == [(2, "end")] * 2 and {word for _, word in found} == WORDS
     assert json.loads((run.directory / "logs/now.json").read_text()) == {
-        "at": "2026-09-21T14:13:22.500+00:00", "attempt": 1, "step": 2, "phase": "end", "driver": os.getpid(),
+        "at": "2026-09-21T14:13:22.500+00:00", "attempt": 1, "step": 2, "phase": "end",
+        "since": "2026-09-21T14:13:22.500+00:00", "driver": os.getpid(), "host": socket.gethostname(), "steps": 30,
         "elapsed_s": 2.5, "processes": {},
     }  # fmt: skip
     assert read_now(run.directory) == Whereabouts(BEGAN + 2.5, 1, 2, "end", 2.5)
+    clock.now += 1
+    run.now.end("stopped", "stopped by SIGTERM after step 2 of 30")
+    found = json.loads((run.directory / "logs/now.json").read_text())
+    assert (found["ended"], found["why"]) == ("stopped", "stopped by SIGTERM after step 2 of 30")
+    assert found["since"] == "2026-09-21T14:13:22.500+00:00", "the phase is the one of before"
 
 
 def test_each_phase_of_each_loop_has_a_word() -> None:

@@ -12,6 +12,8 @@ from launch.tracking.events import GIVEN_UP, NOTICED, RECOVERED
 
 Line = dict[str, Any]
 _MOST_SAMPLES = 1000
+_TOLD_ALREADY = "health", "faults"
+"""Rules of alerts that tell of what has marks or entries of its own."""
 
 
 def merged_faults(lines: Iterable[Line]) -> list[dict[str, Any]]:
@@ -92,10 +94,9 @@ def marks(
         found.append(_mark(last, "stop", state.why or state.name))
     found += [_mark(step, "health", line) for step, line in warnings]
     for line in alerts:
-        said = next((line[name] for name in ("text", "message", "line") if name in line), None)
         step = whole(line.get("step"))
-        if said is not None and step is not None:
-            found.append(_mark(step, "alert", text(said)))
+        if step is not None and line.get("rule") not in _TOLD_ALREADY:
+            found.append(_mark(step, "alert", text(line.get("text"))))
     return sorted(found, key=lambda mark: mark["step"])
 
 

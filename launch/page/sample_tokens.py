@@ -15,7 +15,8 @@ def places_with_tokens(lines: StepLines, step: int) -> set[tuple[int, int]]:
 
 
 def tokens_of(lines: StepLines, step: int, sample: Row) -> dict[str, Any] | None:
-    """The tokens of a row of samples.jsonl, all lists as long as `pieces`; None where it has none.
+    """The tokens of a row of samples.jsonl, all lists as long as `pieces`, and how many are left out behind them; None
+    where it has none.
 
     Raises:
         FileNotFoundError: the file is gone.
@@ -34,6 +35,7 @@ def tokens_of(lines: StepLines, step: int, sample: Row) -> dict[str, Any] | None
         "logprobs": [number(each) for each in _list(found, "logprobs", count) or [None] * count],
         "versions": [whole(each) for each in _list(found, "versions", count) or [None] * count],
         **{name: _numbers(found, name, count) for name in ("entropy", "ratio")},
+        "left_out": (whole(found.get("left_out")) or 0) + len(found["pieces"]) - count,
     }
 
 

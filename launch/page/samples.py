@@ -1,4 +1,4 @@
-"""Completions of a run as a page shows them: the groups of a step side by side, what a search finds, held-out prompts."""
+"""Completions of a run as a page shows them: groups of a step side by side, what a search finds, held-out prompts."""
 
 import json
 import time
@@ -28,7 +28,7 @@ _OWN = frozenset(
 
 
 def groups_of(rows: list[Row | None], with_tokens: set[tuple[int, int]]) -> list[dict[str, Any]]:
-    """The samples of a step, those of one prompt side by side; `with_tokens`: (group, sample) of those that have any."""
+    """The samples of a step, those of a prompt side by side; `with_tokens`: (group, sample) of those that have any."""
     found: dict[object, dict[str, Any]] = {}
     for index, row in enumerate(rows):
         if row is None:

@@ -117,12 +117,14 @@ def state_of(below: Below, directory: Path, now: Current | None, events: list[di
     if now.phase == END:
         if exported:
             return State(FINISHED)
+        if death := _death(now, events):
+            return State(FAILED, death)
         log = below.stamp(directory / "logs/driver.log")
         if log and config and log.mtime >= config.mtime:
             return State(FAILED, _last_line(below, directory / "logs/driver.log"))
         return State(STOPPED)
     where = f"in step {now.step}, {now.phase}" if now.step else f"in {now.phase}"
-    return State(DIED, _death(events) or f"the driver has ended without a word {where}")
+    return State(DIED, _death(now, events) or f"the driver has ended without a word {where}")
 
 
 def driver_to_stop(below: Below, directory: Path, now: Current | None) -> int:
@@ -223,10 +225,10 @@ def _starts_again(events: list[dict[str, Any]]) -> bool:
     return any(line.get("event") == NOTICED and line.get("fault") not in over for line in events)
 
 
-def _death(events: list[dict[str, Any]]) -> str:
-    """What is known of the fault that has ended the run."""
+def _death(now: Current, events: list[dict[str, Any]]) -> str:
+    """What is known of the fault that has ended the run; empty where there is none."""
     for line in reversed(events):
-        if line.get("event") == GIVEN_UP:
+        if line.get("event") == GIVEN_UP and line.get("attempt") == now.attempt:
             return f"{text(line.get('who'), 80)} {text(line.get('what'), 80)}: {text(line.get('did'))}"
     return ""
 

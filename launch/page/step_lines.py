@@ -45,6 +45,10 @@ class StepLines:
         """Rows of a step."""
         return len(self._places.get(step, ()))
 
+    def size(self, step: int) -> int:
+        """Bytes of the rows of a step."""
+        return sum(self._lengths.get(step, ()))
+
     def rows(self, step: int) -> list[Row | None]:
         """Those of a step, in order; None for one that is damaged. Raises FileNotFoundError where the file is gone."""
         return [self.row(step, index) for index in range(self.count(step))]

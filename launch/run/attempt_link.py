@@ -98,6 +98,11 @@ def is_restarted() -> bool:
     return _link is not None and _link.restarted
 
 
+def owner() -> int:
+    """The process that ends when the run does: the one that starts its attempts, or else this one."""
+    return os.getppid() if _link else os.getpid()
+
+
 def survives_faults() -> bool:
     """Whether this run is one that goes on after a fault, be it not after the next one."""
     return _link is not None and _link.restarts > 0

@@ -16,6 +16,13 @@ class Ending(Exception):
         self.code = code
 
 
+def outcome(ended_by: BaseException | None) -> str:
+    """How a run has ended, by what has ended it, in one word: finished, stopped or failed."""
+    if ended_by is None:
+        return "finished"
+    return "stopped" if isinstance(ended_by, KeyboardInterrupt | Ending) else "failed"
+
+
 def reason_to_end(nodes: set[str]) -> Ending | None:
     """Why the run should not begin another step; `nodes`: ids of those it lives on."""
     if asked_to_stop():

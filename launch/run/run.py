@@ -13,6 +13,7 @@ from actors.config import UserError
 from actors.files.full_disk import disk_problem
 from actors.group import ActorGroup, GroupError, first_line
 from actors.models.hub_cache import located_models
+from actors.secret_text import masked
 from algorithms.encoder.mteb import mteb_tasks, run_mteb
 from algorithms.loop import Checkpointer
 from launch.checks.output import require_there
@@ -23,7 +24,7 @@ from launch.run.attempt_link import AGAIN
 from launch.run.checkpoint import Checkpoints
 from launch.run.cluster import ray_cluster
 from launch.run.earlier import remove
-from launch.run.ending import STOPPED, Ending
+from launch.run.ending import STOPPED, Ending, outcome
 from launch.run.faults import Faults, keep_traceback, told_of_lost_ranks, users_mistake
 from launch.run.manifest import Checkpoint
 from launch.run.places import fill
@@ -87,6 +88,7 @@ def run(config: RunConfig, display: Display | None = None) -> int:
         picture = _close(display, tracker, curves, draw=not again)
         if again:
             return AGAIN
+        now.end(outcome(ended_by), _why(config, display, ended_by))
         code = _farewell(config, display, ended_by, picture)
         # After the farewell: the model is there, whatever becomes of these.
         if config.run.hub_model_id and not code:
@@ -355,6 +357,12 @@ def _worker_log(error: Exception, logs: Path) -> Path | None:
     group, rank, late = match.groups()
     path = logs / f"{group}-{rank or late or 0}.log"
     return path if path.exists() else None
+
+
+def _why(config: RunConfig, display: Display, ended_by: BaseException | None) -> str:
+    """Why the run has ended, for whoever looks at its directory: in one line, with the cause of a failure."""
+    why = how_it_ended(config, display, ended_by)
+    return masked(f"{why}: {first_line(str(ended_by))}") if outcome(ended_by) == "failed" else why
 
 
 def _farewell(config: RunConfig, display: Display, ended_by: BaseException | None, curves: Path | None) -> int:

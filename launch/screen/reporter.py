@@ -40,7 +40,7 @@ class RunReporter:
     def start(self, title: str, total_steps: int, done_steps: int) -> None:
         """Begin the progress display."""
         self._display.start(title, total_steps, done_steps)
-        self.now.start(done_steps)
+        self.now.start(done_steps, total_steps)
 
     def phase(self, name: str) -> None:
         """Say what runs now."""

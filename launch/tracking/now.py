@@ -9,6 +9,7 @@ import errno
 import json
 import math
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -63,6 +64,8 @@ class Now:
         """Gives the processes of the run's groups: `policy[0]` -> pid."""
         self.engines: Callable[[], tuple[int, int]] | None = None
         """Gives how many engines serve, and how many do or are to do so again."""
+        self._since, self._steps = clock(), None
+        self._ended: tuple[str, str] | None = None
         self.phase(START)
 
     def rewind(self, reached: int) -> None:
@@ -76,9 +79,9 @@ class Now:
             self._earlier = replace(self._earlier, gap_s=gap_s, redone_steps=redone_steps)
         self.lost.go_back(self._earlier)
 
-    def start(self, done: int) -> None:
-        """The loop begins, with so many steps behind it."""
-        self._done = done
+    def start(self, done: int, steps: int | None = None) -> None:
+        """The loop begins, with so many steps behind it, of so many that there are to be."""
+        self._done, self._steps = done, steps
 
     def phase(self, name: str) -> None:
         """What the run does from now on, by the screen's name for it."""
@@ -87,6 +90,8 @@ class Now:
             self._trains = True
             self._train_on()
         self.lost.waiting(word in _WAITS)
+        if word != self.events.phase:
+            self._since = self._clock()
         # A step is being made until the loop has ended.
         self.events.step = self._done + (self._trains and word != END)
         self.events.phase = word
@@ -101,15 +106,26 @@ class Now:
         found = {"time/lost": lost, "time/effective": self.lost.effective, "time/elapsed": self.lost.elapsed_s}
         return found | ({"rollout/engines": float(self.engines()[0])} if self.engines else {})
 
+    def end(self, how: str, why: str) -> None:
+        """The run, or this attempt at it, has ended: finished, stopped or failed, and why in one line."""
+        self._ended = how, why
+        self.write()
+
     def write(self) -> None:
         """Write where the run is: also for whoever has changed `processes`."""
         with self._lock, contextlib.suppress(OSError):  # a full disk ends no run: the next change writes all of it
-            at = datetime.fromtimestamp(self._clock(), UTC).isoformat(timespec="milliseconds")
-            content = {"at": at, "attempt": self.events.attempt, "step": self.events.step}
-            content |= {"phase": self.events.phase, "driver": os.getpid()}
+            content: dict[str, Any] = {
+                "at": _written(self._clock()),
+                "attempt": self.events.attempt,
+                "step": self.events.step,
+            }
+            content |= {"phase": self.events.phase, "since": _written(self._since), "driver": os.getpid()}
+            content |= {"host": socket.gethostname()} | ({} if self._steps is None else {"steps": self._steps})
             content |= {"elapsed_s": round(self.lost.now_s(), 3), "processes": dict(self.processes())}
             if self.engines:
                 content |= dict(zip(("engines_serving", "engines_expected"), self.engines(), strict=True))
+            if self._ended:
+                content |= dict(zip(("ended", "why"), self._ended, strict=True))
             _put(self._path, self._partial, json.dumps(content).encode())
 
     def _train_on(self) -> None:
@@ -182,6 +198,11 @@ def _ended_by_fault(events: Path, attempt: int) -> bool:
     lines = [line for line in read_events(events) if line["attempt"] >= attempt]
     over = {line["fault"] for line in lines if line["event"] == RECOVERED}
     return any(line["event"] == NOTICED and line["fault"] not in over for line in lines)
+
+
+def _written(at: float) -> str:
+    """Seconds since 1970 as events have them."""
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds")
 
 
 def _put(path: Path, partial: Path, content: bytes) -> None:

@@ -40,6 +40,9 @@ def run_arguments(parser: argparse.ArgumentParser) -> None:
     """Those of `run`."""
     config_arguments(parser)
     _retries_argument(parser)
+    parser.add_argument(
+        "--watch", action="store_true", help="serve the run's page meanwhile, at the address that is printed first"
+    )
 
 
 def check_arguments(parser: argparse.ArgumentParser) -> None:
@@ -97,9 +100,9 @@ def watch_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--host", metavar="ADDRESS", default="127.0.0.1", help="listen there (default: 127.0.0.1, this machine alone)"
     )
-    parser.add_argument("--port", metavar="N", type=_port, help="(default: 8400, or the next one that is free)")
+    parser.add_argument("--port", metavar="N", type=_port, help="listen there (default: 8400, or the next free one)")
     parser.add_argument(
-        "--token", metavar="T", type=_token, help="what may stop runs, or see them from elsewhere (default: random)"
+        "--token", metavar="T", type=_token, help="lets stop runs, and see them from elsewhere (default: a random one)"
     )
 
 
