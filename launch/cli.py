@@ -312,6 +312,12 @@ VERBS = {
         takes.watch_arguments,
         model_verbs.on_watch,
     ),
+    "report": Verb(
+        "writes the page of runs, with their data, as one HTML file that needs no server and no network",
+        "tandem report outputs/first --output first.html",
+        takes.report_arguments,
+        model_verbs.on_report,
+    ),
     "mine": Verb(
         "finds hard negatives for queries with an embedding model; a reranker may judge them",
         "tandem mine outputs/first --data pairs.jsonl --output mined.jsonl --relative-margin 0.05",

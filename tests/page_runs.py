@@ -1,6 +1,6 @@
 """Run directories as a run leaves them, made in milliseconds: for tests of the page, of the report, and to look at.
 
-    python -m tests.page_runs DIRECTORY    writes a few runs, of the states that there are
+python -m tests.page_runs DIRECTORY    writes a few runs, of the states that there are
 """
 
 import json
@@ -17,34 +17,34 @@ ROOT = Path(__file__).resolve().parent.parent
 BEGAN = 1_796_000_000.0
 """Seconds since 1970 at which every run here begins."""
 STEP_S = 12.0
-PROMPTS = 4
 SAMPLES = 8
 CHECKPOINT_EVERY = 20
-_WORDS = "first count the boxes then add what is left over divide by two and carry one so we get".split()
+_PHRASES = ("first count the boxes", "then", "add what is left over", "divide by two", "and carry one", "so we get")
 
 
-def write_run(directory: Path, *, steps: int, of: int = 300, seed: int = 0, name: str = "", lr: float = 1e-6) -> Path:
+def write_run(directory: Path, *, steps: int, of: int = 300, seed: int = 0, lr: float = 1e-6, prompts: int = 4) -> Path:
     """A run of GRPO that has done so many steps, without faults; returns its directory."""
     (directory / "logs").mkdir(parents=True)
-    settings = ["data.eval_fraction=0.1", "algorithm.eval_every=10", "algorithm.eval_samples_per_prompt=2", f"algorithm.steps={of}"]
-    settings += [f"policy.optimizer.lr={lr}", f"run.name={name or directory.name}", f"run.output={directory.parent}"]
+    settings = ["data.eval_fraction=0.1", "algorithm.eval_every=10", "algorithm.eval_samples_per_prompt=2"]
+    settings += [f"algorithm.steps={of}", f"policy.optimizer.lr={lr}"]
+    settings += [f"run.name={directory.name}", f"run.output={directory.parent}"]
     config = load(ROOT / "configs/grpo.yaml", settings)
     (directory / "config.json").write_text(json.dumps(config.model_dump(mode="json"), indent=2))
-    add_steps(directory, 0, steps, seed=seed)
+    add_steps(directory, 0, steps, seed=seed, prompts=prompts)
     for number in (0, 1):
         lines = (f"{_at(step)} engine {number}: step {step}, {SAMPLES} responses\n" for step in range(steps))
         (directory / f"logs/rollout-{number}.log").write_text("".join(lines))
     return directory
 
 
-def add_steps(directory: Path, first: int, last: int, *, seed: int = 0) -> None:
+def add_steps(directory: Path, first: int, last: int, *, seed: int = 0, prompts: int = 4) -> None:
     """Append the lines of steps `first` to `last`, and say where the run is."""
     chance = random.Random(f"{seed} {first}")
     rows, samples, held_out, tokens = [], [], [], []
     for step in range(first, last + 1):
         rows.append(_metrics(step, chance))
         if step:
-            written = _samples(step, chance)
+            written = _samples(step, chance, prompts)
             samples += written
             tokens.append(_tokens(written[0], chance))
         if step % 10 == 0:
@@ -137,17 +137,17 @@ def _metrics(step: int, chance: random.Random) -> dict[str, Any]:
     return {"step": step, **{name: round(value, 8) for name, value in found.items()}, **held_out}
 
 
-def _samples(step: int, chance: random.Random) -> list[dict[str, Any]]:
+def _samples(step: int, chance: random.Random, prompts: int) -> list[dict[str, Any]]:
     """The lines of a step: whole groups, with rewards of two sources."""
     rows = []
-    for group in range(PROMPTS):
+    for group in range(prompts):
         boxes = 3 + group + step % 7
         prompt = f"Ann has {boxes} boxes of 12 pens and gives 5 pens away. How many pens are left?"
         rewards = [float(chance.random() < 0.1 + 0.8 * (1 - 2.0 ** (-step / 60))) for _ in range(SAMPLES)]
         mean = sum(rewards) / SAMPLES
         for sample, solved in enumerate(rewards):
             status = "truncated" if sample == 5 and not solved else "ok"
-            text = " ".join(chance.choice(_WORDS) for _ in range(chance.randrange(20, 90)))
+            text = " ".join(chance.choice(_PHRASES) for _ in range(chance.randrange(8, 30)))
             answer = 12 * boxes - 5 if solved else 12 * boxes + chance.randrange(1, 9)
             rows.append(
                 {

@@ -106,6 +106,12 @@ def watch_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def report_arguments(parser: argparse.ArgumentParser) -> None:
+    """Those of `report`."""
+    parser.add_argument("runs", metavar="RUN", nargs="+", help="run directory, such as outputs/demo")
+    parser.add_argument("--output", metavar="FILE", default="report.html", help="write it there (default: report.html)")
+
+
 def mine_arguments(parser: argparse.ArgumentParser) -> None:
     """Those of `mine`."""
     parser.add_argument("model", metavar="MODEL", help="embedding model: run directory, model directory or hub id")

@@ -81,3 +81,10 @@ def on_watch(arguments: argparse.Namespace) -> int:
     from launch.page.server import watch
 
     return watch(arguments.directory, host=arguments.host, port=arguments.port, token=arguments.token)
+
+
+def on_report(arguments: argparse.Namespace) -> int:
+    """Write a report of runs. Raises UserError."""
+    from launch.page.report_file import report
+
+    return report(arguments.runs, arguments.output)

@@ -201,20 +201,13 @@ export class Chart {
 
   /** Labels with the values under the pointer, else the newest. @param {number | null} place in the joined data */
   tell(place) {
-    const each = this.smoothing ? 2 : 1;
+    const step = place === null || place === undefined || !this.plot ? Infinity : this.plot.data[0][place];
     fill(
       this.legend,
-      this.lines.map(({ label, hue, dash, points }, index) => {
-        const under =
-          place === null || place === undefined || !this.plot ? null : this.plot.data[1 + index * each]?.[place];
-        const value = under ?? (place === null || place === undefined ? points.values.at(-1) : null);
-        return h(
-          "li",
-          {},
-          h(`i.swatch.c${hue % HUES}.d${dash % DASHES.length}`, { "aria-hidden": "true" }),
-          `${label} `,
-          h("b", {}, number(value)),
-        );
+      this.lines.map(({ label, hue, dash, points }) => {
+        const swatch = h(`i.swatch.c${hue % HUES}.d${dash % DASHES.length}`, { "aria-hidden": "true" });
+        const value = points.values[points.steps.findLastIndex((each) => each <= step)];
+        return h("li", {}, swatch, `${label} `, h("b", {}, number(value)));
       }),
     );
   }

@@ -100,7 +100,7 @@ function sampleElement(context, step, sample, [least, most]) {
     h(
       "footer",
       {},
-      sample.cut
+      sample.cut && context.source.isLive
         ? h(
             "button.plain",
             {

@@ -46,7 +46,7 @@ export async function logsTab(context) {
   /** @param {number} first @param {number} last bytes */
   function tell(first, last) {
     [start, end] = [first, last];
-    earlier.disabled = start <= 0;
+    earlier.disabled = start <= 0 || !source.isLive;
     said.textContent = end
       ? `Bytes ${start.toLocaleString("en-GB")} to ${end.toLocaleString("en-GB")}`
       : "This log is empty.";

@@ -21,25 +21,28 @@ export class Report {
     return new Report(await new Response(stream).json());
   }
 
-  /** As that of a server. @param {string} path @param {Record<string, string | number>} [words] @returns {Promise<any>} @throws {ServerError} */
+  /**
+   * As that of a server.
+   * @param {string} path @param {Record<string, string | number>} [words] @returns {Promise<any>}
+   * @throws {ServerError}
+   */
   async get(path, words = {}) {
-    if (path === "runs") return this.answers.runs;
-    const run = this.answers[`run ${words.id}`];
-    if (!run) throw new ServerError(404, `This report has no run ${words.id}.`);
     if (path === "metrics") return this.metrics(words);
     if (path === "search") return this.search(words);
-    if (path === "config" && words.other) return this.differences(String(words.id), String(words.other));
-    const key = [path, words.id, words.step, words.index, words.prompt, words.name]
-      .filter((word) => word !== undefined)
-      .join(" ");
-    const found = this.answers[key];
-    if (found === undefined || words.before !== undefined) throw new ServerError(404, "This report has no more of it.");
+    return this.answer(path, words);
+  }
+
+  /** @param {string} path @param {Record<string, string | number>} words @throws {ServerError} */
+  answer(path, words) {
+    const asked = Object.entries(words).map(([name, value]) => `${name}=${encodeURIComponent(value)}`);
+    const found = this.answers[`/api/${path}${asked.length ? `?${asked.join("&")}` : ""}`];
+    if (found === undefined) throw new ServerError(404, "This is not in the report.");
     return found;
   }
 
   /** @param {Record<string, string | number>} words */
   metrics({ id, names }) {
-    const { step, values } = this.answers[`metrics ${id}`];
+    const { step, values } = this.answer("metrics", { id });
     const wanted = String(names)
       .split(",")
       .filter((name) => name in values);
@@ -49,29 +52,24 @@ export class Report {
   /** Of the steps that the report has. @param {Record<string, string | number>} words */
   search({ id, text, status, from, most }) {
     const wanted = String(text).toLowerCase();
-    const all = this.answers[`samples ${id}`].steps.flatMap((/** @type {any} */ { step }) =>
-      this.answers[`groups ${id} ${step}`].groups.flatMap((/** @type {any} */ group) =>
-        group.samples.map((/** @type {any} */ sample) => ({ step, prompt: group.prompt, ...sample })),
-      ),
-    );
-    const found = all.filter(
-      (/** @type {any} */ sample) =>
+    const [first, last] = [Number(from), Number(from) + Number(most)];
+    const found = this.samplesOf(String(id)).filter(
+      (sample) =>
         (!status || sample.status === status) &&
         `${sample.completion}\n${sample.prompt}`.toLowerCase().includes(wanted),
     );
-    const shown = found.slice(Number(from), Number(from) + Number(most));
-    return {
-      hits: shown.map((/** @type {any} */ sample) => hit(sample, wanted)),
-      more: found.length > Number(from) + Number(most) ? Number(from) + Number(most) : null,
-    };
+    const hits = found.slice(first, last).map((sample) => hit(sample, wanted));
+    return { hits, more: found.length > last ? last : null };
   }
 
-  /** @param {string} id @param {string} other */
-  differences(id, other) {
-    const [ours, theirs] = [id, other].map((run) => this.answers[`config ${run}`].config);
-    const fields = [...new Set([...Object.keys(ours), ...Object.keys(theirs)])].sort();
-    const differ = fields.filter((field) => JSON.stringify(ours[field]) !== JSON.stringify(theirs[field]));
-    return { config: ours, differences: differ.map((field) => ({ field, ours: ours[field], theirs: theirs[field] })) };
+  /** @param {string} id @returns {any[]} */
+  samplesOf(id) {
+    const steps = /** @type {{step: number}[]} */ (this.answer("samples", { id }).steps);
+    return steps.flatMap(({ step }) =>
+      this.answer("groups", { id, step }).groups.flatMap((/** @type {any} */ { prompt, samples }) =>
+        samples.map((/** @type {any} */ sample) => ({ step, prompt, ...sample })),
+      ),
+    );
   }
 
   /** Nothing comes. @returns {() => void} */
