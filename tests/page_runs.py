@@ -5,6 +5,7 @@ python -m tests.page_runs DIRECTORY    writes a few runs, of the states that the
 
 import json
 import random
+import socket
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -59,9 +60,11 @@ def add_steps(directory: Path, first: int, last: int, *, seed: int = 0, prompts:
     say_now(directory, last, "rollout", driver=0)
 
 
-def say_now(directory: Path, step: int, phase: str, *, driver: int) -> None:
-    """Write logs/now.json."""
-    now = {"at": _at(step), "attempt": 1, "step": step, "phase": phase, "driver": driver}
+def say_now(directory: Path, step: int, phase: str, *, driver: int, at: float | None = None) -> None:
+    """Write logs/now.json; `at`: seconds since 1970 (default: when this step is to be)."""
+    when = _at(step) if at is None else datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds")
+    now = {"at": when, "attempt": 1, "step": step, "phase": phase, "since": when, "driver": driver}
+    now |= {"host": socket.gethostname()}
     now |= {"elapsed_s": step * STEP_S, "processes": {"policy[0]": driver}, "engines_serving": 2, "engines_expected": 2}
     (directory / "logs/now.json").write_text(json.dumps(now))
 
@@ -154,11 +157,13 @@ def _samples(step: int, chance: random.Random, prompts: int) -> list[dict[str, A
                     "step": step,
                     "group": group,
                     "sample": sample,
+                    "row": 10 * step + group,
                     "prompt": prompt,
                     "completion": text if status == "truncated" else f"{text}\n\n\\boxed{{{answer}}}",
                     "reward": round(solved + 0.1 * (status == "ok"), 4),
                     "rewards": {"math": solved, "format": 0.1 * (status == "ok")},
                     "advantage": round(solved - mean, 4),
+                    "length": len(text.split(" ")),
                     "version": step - 1,
                     "status": status,
                     "answer": str(12 * boxes - 5),

@@ -117,7 +117,8 @@ export async function groupsTab(context) {
   function show() {
     const all = found.groups.flatMap((/** @type {any} */ group) => group.samples);
     drawBars(all);
-    const shown = found.groups
+    const whole = [...found.groups].sort((one, other) => other.samples.length - one.samples.length);
+    const shown = whole
       .map((/** @type {any} */ group) => ({ ...group, samples: ordered(group.samples.filter(kept)) }))
       .filter((/** @type {any} */ group) => group.samples.length);
     const count = shown.reduce((/** @type {number} */ sum, /** @type {any} */ group) => sum + group.samples.length, 0);

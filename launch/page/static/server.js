@@ -9,7 +9,7 @@
  * @property {(line: string) => void} state what is wrong with the connection; empty: nothing
  */
 
-const AGAIN_MS = 2000;
+const AGAIN_MS = 1000;
 
 export class ServerError extends Error {
   /** @param {number} status 0 where there was no answer @param {string} line */
@@ -67,7 +67,7 @@ export class Server {
       if (closed) return;
       try {
         await this.get(id ? "run" : "runs", id ? { id } : {});
-        timer = window.setTimeout(() => open(true), AGAIN_MS / 4);
+        timer = window.setTimeout(() => open(true), AGAIN_MS / 2);
       } catch (error) {
         if (closed) return;
         const status = /** @type {ServerError} */ (error).status;

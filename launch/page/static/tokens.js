@@ -11,6 +11,7 @@ import { number } from "./numbers.js";
  * @property {(number | null)[] | null} versions
  * @property {(number | null)[] | null} entropy
  * @property {(number | null)[] | null} ratio
+ * @property {number} [left_out] how many more there were
  * @typedef {{look: string, text: string}} Step of a scale
  */
 
@@ -111,6 +112,7 @@ export async function showTokens(context, step, index) {
     legend,
     told,
     text,
+    tokens.left_out ? h("p.quiet", {}, `${number(tokens.left_out)} more tokens were not kept.`) : null,
     rows,
   );
 }
