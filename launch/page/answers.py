@@ -14,7 +14,7 @@ from launch.page.rows import text
 from launch.page.run_list import RunList
 from launch.page.sample_tokens import places_with_tokens, tokens_of
 from launch.page.samples import MOST_CHARACTERS, groups_of, search, shown_sample
-from launch.page.state import RUNNING, Current, can_stop, current, state_of
+from launch.page.state import RUNNING, can_stop, current, state_of
 from launch.tracking.curves import phases_of
 
 MOST_POINTS = 2000
@@ -163,14 +163,11 @@ class Answers:
 
     def log(self, name: str, log: str, before: int | None = None) -> dict[str, Any]:
         """A stretch of a log."""
+        directory = self._directory(name)
         try:
-            return read_log(self.below, self._directory(name), log, before)
+            return read_log(self.below, directory, log, before)
         except FileNotFoundError as error:
             raise FileNotFoundError(f"name: must be one of the run's logs, got {str(error)[:200]}") from None
-
-    def now(self, name: str) -> Current | None:
-        """Where a run is."""
-        return current(self.below, self._directory(name))
 
     def _directory(self, name: str) -> Path:
         try:

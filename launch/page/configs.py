@@ -40,7 +40,7 @@ def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[dict[str, 
     return [
         {"field": field, "ours": ours.get(field), "theirs": theirs.get(field)}
         for field in sorted(ours.keys() | theirs.keys())
-        if (field in ours, ours.get(field)) != (field in theirs, theirs.get(field))
+        if ours.get(field) != theirs.get(field)  # null is what a setting is that is not there
     ]
 
 

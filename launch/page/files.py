@@ -82,13 +82,13 @@ class Below:
             os.close(file)
 
     def folders(self, path: Path) -> list[Path]:
-        """The directories in one, by name; links that lead outside are left out."""
+        """The directories in one, by name, links behind the others; links that lead outside are left out."""
         try:
             with os.scandir(path) as entries:
-                found = sorted(entry.name for entry in entries if entry.is_dir())
+                found = sorted((entry.is_symlink(), entry.name) for entry in entries if entry.is_dir())
         except OSError:
             return []
-        return [path / name for name in found if self._leads_inside(path / name)]
+        return [path / name for _, name in found if self._leads_inside(path / name)]
 
     def names(self, path: Path) -> list[str]:
         """Names of the regular files in a directory, in order; none where there is no such directory inside."""

@@ -120,13 +120,15 @@ def thinned(table: MetricTable, names: Sequence[str], first: int, most: int) -> 
     columns = {name: table.column(name)[first:] for name in names}
     if len(steps) <= most:
         return {"step": steps.tolist(), "values": {name: plain(column) for name, column in columns.items()}}
-    bounds = np.linspace(0, len(steps), max(1, most // 2) + 1).astype(np.int64)
-    picked = {name: _extremes(column, bounds) for name, column in columns.items()}
-    places = picked[names[0]][0] if len(names) == 1 else np.stack([bounds[:-1], bounds[1:] - 1], axis=1)
-    return {
-        "step": steps[places.ravel()].tolist(),
-        "values": {name: plain(values.ravel()) for name, (_, values) in picked.items()},
-    }
+    size = -(-len(steps) // max(1, most // 2))  # rounded up
+    picked = {name: _extremes(column, size) for name, column in columns.items()}
+    if len(names) == 1:
+        [(places, values)] = picked.values()
+        single = ~np.isnan(values) | (np.arange(len(values)) % 2 == 0)  # a step once
+        return {"step": steps[places[single]].tolist(), "values": {names[0]: plain(values[single])}}
+    starts = np.arange(0, len(steps), size)
+    places = np.stack([starts, np.minimum(starts + size, len(steps)) - 1], axis=1).ravel()
+    return {"step": steps[places].tolist(), "values": {name: plain(values) for name, (_, values) in picked.items()}}
 
 
 def plain(values: Iterable[float] | Column) -> list[float | None]:
@@ -138,19 +140,19 @@ def plain(values: Iterable[float] | Column) -> list[float | None]:
     return found
 
 
-def _extremes(column: Column, bounds: NDArray[np.int64]) -> tuple[NDArray[np.int64], Column]:
-    """Of each stretch, places and values of the least and the greatest one, as they come: [stretches, 2] each; NaN for
-    the second where there is but one, and for both where there is none."""
-    places = np.stack([bounds[:-1], bounds[1:] - 1], axis=1)
-    values = np.full(places.shape, np.nan)
-    for number_, (start, end) in enumerate(zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True)):
-        part = column[start:end]
-        if np.isnan(part).all():
-            continue
-        found = sorted({start + int(np.nanargmin(part)), start + int(np.nanargmax(part))})
-        places[number_, : len(found)] = found
-        values[number_, : len(found)] = column[found]
-    return places, values
+def _extremes(column: Column, size: int) -> tuple[NDArray[np.int64], Column]:
+    """Of each stretch of `size` rows, places and values of the least and the greatest one, as they come: [2 stretches]
+    each; NaN for the second where there is but one, and for both where there is none."""
+    count = -(-len(column) // size)
+    whole = np.full(count * size, np.nan)
+    whole[: len(column)] = column
+    parts, nothing = whole.reshape(count, size), np.isnan(whole).reshape(count, size)
+    found = [np.where(nothing, np.inf, parts).argmin(axis=1), np.where(nothing, -np.inf, parts).argmax(axis=1)]
+    places = np.sort(np.stack(found, axis=1), axis=1)
+    values = np.take_along_axis(parts, places, axis=1)
+    values[places[:, 0] == places[:, 1], 1] = np.nan
+    flat = (places + size * np.arange(count)[:, None]).ravel()
+    return np.minimum(flat, len(column) - 1), values.ravel()
 
 
 def _grown(column: NDArray[Any], room: int, empty: float) -> NDArray[Any]:

@@ -108,7 +108,9 @@ def search(
             return {"hits": hits, "more": place}
         if written not in line.decode("utf-8", "replace").casefold() and b"\\u" not in line:
             continue
-        row = parsed(line) or {}
+        row = parsed(line)
+        if row is None:
+            continue
         if (not status or row.get("status") == status) and (hit := _hit(row, folded)):
             hits.append({"step": step, "index": index, **hit})
     return {"hits": hits, "more": None}

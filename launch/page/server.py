@@ -1,13 +1,19 @@
 """The verb `watch`: a page about the runs in a directory, served until Ctrl-C."""
 
+import contextlib
 import errno
 import secrets
 import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from actors.config import UserError
 from launch.page.guard import Access
+
+if TYPE_CHECKING:
+    import uvicorn
 
 PORT, _TRIED = 8400, 20
 """Port where none is given, and how many further ones are tried."""
@@ -28,8 +34,7 @@ def watch(directory: str, *, host: str, port: int | None, token: str | None) -> 
     access = Access(host, listener.getsockname()[1], token or new_token())
     if port is None and access.port != PORT:
         print(f"port {PORT} is taken: {access.port} is used", file=sys.stderr)
-    print(f"{access.address}  (Ctrl-C ends it)", flush=True)
-    serve(folder, access, listener)
+    serve(folder, access, listener, ready=lambda: print(f"{access.address}  (Ctrl-C ends it)", flush=True))
     return 0
 
 
@@ -77,8 +82,17 @@ def _unusable(host: str, port: int, error: OSError) -> UserError:
     return UserError(f"--host: must be an address of this machine ({why}), got {host}")
 
 
-def serve(directory: Path, access: Access, listener: socket.socket) -> None:
-    """Serve until SIGINT or SIGTERM."""
+def serve(directory: Path, access: Access, listener: socket.socket, ready: Callable[[], None] | None = None) -> None:
+    """Serve until SIGTERM, or Ctrl-C, which is how a server ends; `ready` is called before the first answer."""
+    server = page_server(directory, access)
+    if ready:
+        ready()
+    with contextlib.suppress(KeyboardInterrupt):
+        server.run(sockets=[listener])
+
+
+def page_server(directory: Path, access: Access) -> "uvicorn.Server":
+    """The server of a page, which listens at what it is given; arguments as `page_app` has them."""
     import uvicorn
 
     from launch.page.app import page_app
@@ -91,4 +105,4 @@ def serve(directory: Path, access: Access, listener: socket.socket) -> None:
         lifespan="off",
         timeout_graceful_shutdown=_GRACE_S,
     )
-    uvicorn.Server(config).run(sockets=[listener])
+    return uvicorn.Server(config)

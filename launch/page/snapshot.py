@@ -46,7 +46,7 @@ def snapshot(directory: Path, ids: Sequence[str], budget_bytes: int) -> dict[str
 
 
 def answer_key(question: str, **words: object) -> str:
-    """Path and query of a question. Example: answer_key("groups", id="a/b", step=3) == "/api/groups?id=a%2Fb&step=3"."""
+    """Path and query of a question. Example: answer_key("run", id="a/b", other=3) is "/api/run?id=a%2Fb&other=3"."""
     query = "&".join(f"{word}={quote(str(value), safe=_UNESCAPED)}" for word, value in words.items())
     return f"/api/{question}?{query}" if query else f"/api/{question}"
 

@@ -1,0 +1,177 @@
+"""How a run is, by its files and its driver's process; and what a page may stop."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from actors.config import UserError
+from launch.page.files import Below
+from launch.page.state import StopError, can_stop, current, state_of, stop_run
+from launch.run.ending import STOPPED, Ending, outcome
+from launch.tracking.events import Events, Fault
+from tests.page_client import TOKEN, append, asked, client_of, write_grpo, write_now
+
+_DRIVER = """
+import sys, time
+sys.argv[0] = "tandem"
+with open(sys.argv[2], "a") as metrics:
+    print("ready", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def driver(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """A process that looks as the driver of the run `one` does."""
+    run = write_grpo(tmp_path / "one")
+    command = [sys.executable, "-c", _DRIVER, "tandem", str(run / "metrics.jsonl")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    process.stdout.readline()
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def written(seconds_ago: float = 0.0) -> str:
+    """A time as events have it."""
+    return datetime.fromtimestamp(time.time() - seconds_ago, UTC).isoformat(timespec="milliseconds")
+
+
+def state(run: Path) -> tuple[str, str]:
+    below, events = Below(run.parent), [json.loads(line) for line in lines(run / "events.jsonl")]
+    found = state_of(below, run, current(below, run), events)
+    return found.name, found.why
+
+
+def lines(path: Path) -> list[str]:
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def old(run: Path, seconds: float = 1000.0) -> None:
+    """Nothing of it has changed for so long."""
+    for path in run.rglob("*"):
+        os.utime(path, times=(time.time() - seconds, time.time() - seconds))
+
+
+def test_a_run_is_running_while_its_driver_lives(tmp_path: Path, driver: subprocess.Popen[str]) -> None:
+    run = tmp_path / "one"
+    write_now(run, at=written(), driver=driver.pid, host=socket.gethostname())
+    old(run)
+    assert state(run) == ("running", "")
+    found = asked(client_of(tmp_path), "run", id="one")
+    assert found["can_stop"] and found["state"] == "running" and found["phase"] == "update"
+    driver.kill()
+    driver.wait()
+    assert state(run) == ("died", "the driver has ended without a word in step 3, update")
+    assert not asked(client_of(tmp_path), "run", id="one")["can_stop"]
+
+
+def test_stop_reaches_the_driver_of_this_run_alone(tmp_path: Path, driver: subprocess.Popen[str]) -> None:
+    run, header = tmp_path / "one", {"X-Tandem-Token": TOKEN}
+    write_now(run, at=written(), driver=driver.pid)
+    copy = write_grpo(tmp_path / "copy")
+    write_now(copy, at=written(), driver=driver.pid)
+    client = client_of(tmp_path)
+    assert client.post("/api/stop?id=copy", headers=header).json() == {
+        "error": "the run is not running, or ending already"
+    }
+    assert (
+        client.post("/api/stop?id=one").status_code
+        == client.post("/api/stop?id=one", headers={"X-Tandem-Token": "x"}).status_code
+        == 403
+    )
+    assert driver.poll() is None
+    answer = client.post("/api/stop?id=one", headers=header)
+    assert (answer.status_code, answer.json()) == (200, {"stopped": True})
+    assert driver.wait(10) == -signal.SIGTERM
+    assert client.post("/api/stop?id=one", headers=header).status_code == 409
+    assert client.post("/api/stop?id=none", headers=header).status_code == 404
+    assert client.get("/api/stop?id=one", headers=header).status_code in (404, 405)
+
+
+@pytest.mark.parametrize(
+    ("values", "line"),
+    [
+        ({"host": "another"}, "the run's driver is on another: stop it there"),
+        ({"driver": 2**40}, "the run is not running"),
+        ({"driver": "x"}, "the run is not running"),
+        ({"ended": "finished"}, "the run is not running"),
+        ({"at": "2020-01-01T00:00:00+00:00"}, "the run is not running, or ending already"),
+        ({}, "the run is not running, or ending already"),
+    ],
+    ids=["of another machine", "no process", "no number", "ended", "a number that was given anew", "no driver"],
+)
+def test_what_is_not_this_runs_driver_gets_no_signal(tmp_path: Path, values: dict[str, Any], line: str) -> None:
+    run = write_grpo(tmp_path / "one")
+    write_now(run, **{"at": written(), "driver": os.getpid(), **values})
+    with pytest.raises(StopError) as caught:
+        stop_run(Below(tmp_path), run)
+    assert str(caught.value) == line and not can_stop(Below(tmp_path), run, current(Below(tmp_path), run))
+
+
+def test_a_process_that_cannot_be_seen_lives_as_long_as_its_files_change(tmp_path: Path) -> None:
+    run = write_grpo(tmp_path / "one")
+    write_now(run, at=written(100), driver=1, host="another")
+    old(run)
+    assert state(run)[0] == "running"
+    write_now(run, at=written(200), driver=1, host="another")
+    old(run)
+    assert state(run)[0] == "died"
+    write_now(run, at=written(100), driver=2**22 - 1, host=socket.gethostname())
+    assert state(run)[0] == "died", "its process would be here, and is not"
+
+
+@pytest.mark.parametrize(
+    ("ended", "why"),
+    [("finished", "done: all 9 steps"), ("stopped", "stopped by SIGTERM after step 3 of 9"), ("failed", "x")],
+)
+def test_how_a_run_has_ended_is_what_it_says(tmp_path: Path, ended: str, why: str) -> None:
+    run = write_grpo(tmp_path / "one")
+    write_now(run, phase="end", ended=ended, why=why)
+    assert state(run) == (ended, why)
+    marks = asked(client_of(tmp_path), "run", id="one")["marks"]
+    assert marks[-1] == {"step": 3, "kind": "stop", "text": why}
+
+
+def test_runs_that_do_not_say_how_they_ended_are_judged_by_their_files(tmp_path: Path) -> None:
+    run = write_grpo(tmp_path / "one")
+    old(run)
+    assert state(run) == ("unknown", "")
+    write_now(run, at=written(900), phase="end", driver=2**22 - 1)
+    assert state(run) == ("stopped", "")
+    append(run / "logs/driver.log", ["Traceback ...", "ValueError: wrong"])
+    assert state(run) == ("failed", "ValueError: wrong")
+    append(run / "export/config.json", ["{}"])
+    assert state(run) == ("finished", "")
+    (run / "config.json").touch()
+    os.utime(run / "export/config.json", (time.time() - 900, time.time() - 900))
+    assert state(run) == ("stopped", ""), "export and log are of an earlier start"
+
+
+def test_a_fault_that_was_given_up_is_why_a_run_has_failed(tmp_path: Path) -> None:
+    run = write_grpo(tmp_path / "one")
+    events = Events(run)
+    number = events.noticed(Fault(who="driver", what="died", noticed_by="exit"))
+    write_now(run, at=written(), phase="update", driver=2**22 - 1, host=socket.gethostname())
+    assert state(run) == ("running", ""), "it is about to be started again"
+    events.given_up(number, "4 faults in a row")
+    assert state(run) == ("died", "driver died: 4 faults in a row")
+
+
+def test_an_outcome_is_one_word() -> None:
+    found = [
+        outcome(error)
+        for error in (None, KeyboardInterrupt(), Ending("stopped", STOPPED), UserError("x"), ValueError())
+    ]
+    assert found == ["finished", "stopped", "stopped", "failed", "failed"]
