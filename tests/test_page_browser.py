@@ -277,14 +277,16 @@ def test_markup_and_control_characters_are_text(reader: Callable[..., Reader], w
     (run / "samples.jsonl").write_text(json.dumps(row) + "\n")
     (run / "eval_samples.jsonl").write_text(json.dumps({"row": 0, "group": 0, "sample": 0, **row}) + "\n")
     (run / "logs/rollout-0.log").write_text(ODD)
-    page = reader().open(run="odd", tab="groups")
+    each = reader()
+    page = each.open(run="odd", tab="groups")
     card = page.get_by_role("article")
     shown = "<script>window.harmed = 1</script><img src=x onerror='window.harmed = 1'>␇␛[31mred [U+202E] end"
     expect(card.locator("pre")).to_have_text(shown)
     expect(card).to_contain_text("not scored")
-    for tab in ("heldout", "logs"):
-        expect(reader().open(run="odd", tab=tab).locator("main")).to_contain_text("␛[31mred [U+202E] end")
     assert page.evaluate("window.harmed") is None
+    for tab in ("heldout", "logs"):
+        expect(each.open(run="odd", tab=tab).locator("main")).to_contain_text("␛[31mred [U+202E] end")
+        assert page.evaluate("window.harmed") is None
 
 
 def test_stop_asks_once_more_and_ends_the_driver(reader: Callable[..., Reader], watch: Watch) -> None:

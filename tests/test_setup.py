@@ -271,6 +271,8 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         there = {path.name for path in (ROOT / kind).iterdir() if path.is_file()}
         assert {Path(name).name for name in names if name.startswith(f"launch/shipped/{kind}/")} == there
     assert {name.partition("/")[0] for name in names if ".dist-info" not in name} == {"actors", "algorithms", "launch"}
+    page = {path.relative_to(ROOT).as_posix() for path in (ROOT / "launch/page/static").rglob("*") if path.is_file()}
+    assert page <= set(names) and "launch/page/static/vendor/uPlot-LICENSE.txt" in page
     return packages
 
 
