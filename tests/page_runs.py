@@ -219,6 +219,7 @@ def write_several(directory: Path) -> None:
     done = write_run(directory / "sweep/grpo-done", steps=60, of=60, seed=3, lr=3e-6)
     say_now(done, 60, "end", driver=0)
     (done / "export").mkdir()
+    (done / "export/config.json").write_text("{}")
 
 
 if __name__ == "__main__":

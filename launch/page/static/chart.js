@@ -100,7 +100,7 @@ export class Chart {
       {
         width: this.canvas.clientWidth,
         height: HEIGHT,
-        padding: [12, 8, 0, 0],
+        padding: [12, 20, 0, 0],
         legend: { show: false },
         cursor: { drag: { x: true, y: false, setScale: false }, sync: { key: "steps" }, points: { size: 5 } },
         scales: {

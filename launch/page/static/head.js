@@ -112,15 +112,9 @@ function confirmStop(context) {
     try {
       await context.source.stop(context.id, token.value.trim());
       context.source.token = token.value.trim();
-      fill(
-        dialog,
-        h("p", { role: "status" }, "The run was asked to stop."),
-        h(
-          "div.bar",
-          {},
-          h("button", { type: "button", autofocus: true, on: { click: () => dialog.close() } }, "Close"),
-        ),
-      );
+      const close = h("button", { type: "button", on: { click: () => dialog.close() } }, "Close");
+      fill(dialog, h("p", { role: "status" }, "The run was asked to stop."), h("div.bar", {}, close));
+      close.focus();
     } catch (error) {
       said.textContent = /** @type {Error} */ (error).message;
       stop.disabled = false;

@@ -185,7 +185,7 @@ class Stack {
       {
         width: this.canvas.clientWidth,
         height: HEIGHT,
-        padding: [8, 8, 0, 0],
+        padding: [8, 20, 0, 0],
         legend: { show: false },
         cursor: { show: false },
         scales: {
