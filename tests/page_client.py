@@ -25,7 +25,7 @@ def client_of(directory: Path, access: Access = LOOPBACK) -> TestClient:
     return TestClient(page_app(directory, access), base_url=f"http://127.0.0.1:{access.port}", follow_redirects=False)
 
 
-def asked(client: TestClient, path: str, status: int = 200, **words: object) -> Any:
+def asked(client: TestClient, path: str, status: int = 200, /, **words: object) -> Any:
     """The answer to a question of the API, which must be JSON without NaN, of this status."""
     answer = client.get(f"/api/{path}", params={name: str(value) for name, value in words.items()})
     assert answer.status_code == status, answer.text

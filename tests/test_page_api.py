@@ -19,7 +19,7 @@ def test_the_list_is_of_runs_with_their_last_values(tmp_path: Path) -> None:
     append(new / "metrics.jsonl", [metrics(5) | {"eval/reward/mean": 0.75}, metrics(6)])
     for age, path in enumerate([new, tmp_path / "a/deep"]):
         for name in ("config.json", "metrics.jsonl"):
-            os.utime(path / name, (1_796_000_000 - 1000 * age,) * 2)
+            os.utime(path / name, times=(1_796_000_000 - 1000 * age, 1_796_000_000 - 1000 * age))
     found = asked(client_of(tmp_path), "runs")
     assert found["directory"] == tmp_path.name
     assert [entry["id"] for entry in found["runs"]] == ["new", "a/deep"], "the newest first"

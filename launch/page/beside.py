@@ -1,4 +1,4 @@
-"""The page's server as a process of its own beside a run, which it does not outlive: `tandem run --watch`.
+"""The page's server as a process of its own beside a run, which it does not outlive: `--watch` of `run`.
 
 The driver listens, so that the address is known at once, and hands the socket on. Attempts at the run share one server:
 it ends with the process that starts them.
