@@ -6,7 +6,9 @@ python -m tests.page_runs DIRECTORY    writes a few runs, of the states that the
 import json
 import random
 import socket
+import subprocess
 import sys
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,9 +17,9 @@ from launch.config import load
 from launch.tracking.events import Events, Fault
 
 ROOT = Path(__file__).resolve().parent.parent
-BEGAN = 1_796_000_000.0
-"""Seconds since 1970 at which every run here begins."""
 STEP_S = 12.0
+BEGAN = time.time() - 181 * STEP_S
+"""Seconds since 1970 at which every run here begins: one of 180 steps goes on now."""
 SAMPLES = 8
 CHECKPOINT_EVERY = 20
 _PHRASES = ("first count the boxes", "then", "add what is left over", "divide by two", "and carry one", "so we get")
@@ -209,6 +211,27 @@ def _held_out(step: int, chance: random.Random) -> list[dict[str, Any]]:
                 }
             )
     return rows
+
+
+class Watch:
+    """`tandem watch` on a directory, as a process of its own."""
+
+    def __init__(self, directory: Path) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.directory = directory
+        self.start()
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "launch", "watch", str(self.directory), "--port", str(self.port)]
+        self.process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        assert self.process.stdout is not None
+        self.address = self.process.stdout.readline().split()[0]
+
+    def end(self) -> None:
+        self.process.terminate()
+        self.process.wait(20)
 
 
 def write_several(directory: Path) -> None:

@@ -5,7 +5,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -15,15 +14,14 @@ from typing import Any
 
 import pytest
 
-from launch.page.report_file import report
-from tests.page_runs import add_faults, add_steps, say_now, write_run
+from launch.page.report_file import write_report
+from tests.page_runs import Watch, add_faults, add_steps, say_now, write_run
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (pip install playwright)")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no Chromium is installed (Debian: apt-get install chromium)")
 expect = sync_api.expect
 
-ROOT = Path(__file__).resolve().parent.parent
 DEADLINE_MS = 8000
 STEPS = 40
 TABS = ("curves", "phases", "faults", "groups", "heldout", "settings", "logs")
@@ -53,27 +51,6 @@ CONTRASTS = """() => {
         return [name, (high + 0.05) / (low + 0.05)];
     });
 }"""
-
-
-class Watch:
-    """`tandem watch` on a directory, as a process of its own."""
-
-    def __init__(self, directory: Path) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.directory = directory
-        self.start()
-
-    def start(self) -> None:
-        command = [sys.executable, "-m", "launch", "watch", str(self.directory), "--port", str(self.port)]
-        self.process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-        assert self.process.stdout is not None
-        self.address = self.process.stdout.readline().split()[0]
-
-    def end(self) -> None:
-        self.process.terminate()
-        self.process.wait(20)
 
 
 class Reader:
@@ -374,7 +351,7 @@ def test_it_says_so_when_the_run_or_the_server_is_gone(browser: Any, tmp_path: P
 def test_a_report_opens_without_a_server(
     reader: Callable[..., Reader], watch: Watch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    report([str(watch.directory / name) for name in ("first", "second")], str(tmp_path / "report.html"))
+    write_report([str(watch.directory / name) for name in ("first", "second")], str(tmp_path / "report.html"))
     capsys.readouterr()
     each = reader(f"file://{tmp_path}/report.html")
     asked: list[str] = []

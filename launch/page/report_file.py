@@ -26,7 +26,7 @@ _POLICY = "default-src 'none'; script-src 'unsafe-inline' data:; style-src 'unsa
 """Nothing is loaded from anywhere, whatever a run has written."""
 
 
-def report(runs: Sequence[str], output: str) -> int:
+def write_report(runs: Sequence[str], output: str) -> int:
     """Write a report of some runs, and say where it is; returns 0.
 
     Raises:

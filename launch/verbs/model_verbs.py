@@ -85,6 +85,6 @@ def on_watch(arguments: argparse.Namespace) -> int:
 
 def on_report(arguments: argparse.Namespace) -> int:
     """Write a report of runs. Raises UserError."""
-    from launch.page.report_file import report
+    from launch.page.report_file import write_report
 
-    return report(arguments.runs, arguments.output)
+    return write_report(arguments.runs, arguments.output)

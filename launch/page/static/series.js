@@ -5,7 +5,7 @@
  * @typedef {{get: (path: string, words?: Record<string, string | number>) => Promise<any>}} Source
  */
 
-const MOST_POINTS = 5000;
+const MOST_POINTS = 2000;
 
 export class Series {
   /** @param {Source} source @param {string} id of the run */

@@ -142,7 +142,7 @@ function scale(name, tokens) {
   const looks = values.map((value) =>
     value === null ? "" : `${kind}${borders.filter((border) => sign * value >= border).length}`,
   );
-  const worded = borders.map((border) => number(sign * border));
+  const worded = borders.map((border) => `${sign < 0 ? "−" : ""}${border}`);
   const last = `${sign < 0 ? "below" : "above"} ${worded.at(-1)}`;
   const first = `${sign < 0 ? "above" : "below"} ${worded[0]}`;
   const texts = [first, ...worded.slice(1).map((to, place) => `${worded[place]} to ${to}`), last];
