@@ -31,7 +31,7 @@ def write_run(directory: Path, *, steps: int, of: int = 300, seed: int = 0, lr: 
     settings = ["data.eval_fraction=0.1", "algorithm.eval_every=10", "algorithm.eval_samples_per_prompt=2"]
     settings += [f"algorithm.steps={of}", f"policy.optimizer.lr={lr}"]
     settings += [f"run.name={directory.name}", f"run.output={directory.parent}"]
-    config = load(ROOT / "configs/grpo.yaml", settings)
+    config = load(str(ROOT / "configs/grpo.yaml"), settings)
     (directory / "config.json").write_text(json.dumps(config.model_dump(mode="json"), indent=2))
     add_steps(directory, 0, steps, seed=seed, prompts=prompts)
     for number in (0, 1):
