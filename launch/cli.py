@@ -195,9 +195,9 @@ def _checked_and_run(config: "RunConfig", aside: "Aside", *, watched: bool) -> i
 def _page_of(config: "RunConfig", watched: bool) -> "AbstractContextManager[Beside | None]":
     """The server of the run's page, where it is to be watched."""
     if watched:
-        from launch.page.beside import beside
+        from launch.page.beside import page_beside
 
-        return beside(config.directory) or contextlib.nullcontext()
+        return page_beside(config.directory) or contextlib.nullcontext()
     return contextlib.nullcontext()
 
 

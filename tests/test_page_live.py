@@ -19,7 +19,7 @@ from launch import cli
 from launch.page import beside as beside_module
 from launch.page import live as live_module
 from launch.page.answers import Answers
-from launch.page.beside import Beside, beside
+from launch.page.beside import Beside, page_beside
 from launch.page.guard import Access
 from launch.page.live import RunNews
 from launch.page.server import listening, page_server
@@ -157,7 +157,7 @@ def test_the_server_beside_a_run_ends_with_it(tmp_path: Path, monkeypatch: pytes
 
 def test_attempts_share_one_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(beside_module, "is_restarted", lambda: True)
-    assert beside(tmp_path) is None
+    assert page_beside(tmp_path) is None
 
 
 def test_run_says_the_address_first_and_its_page_is_there(

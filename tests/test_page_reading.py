@@ -16,9 +16,9 @@ from launch.page import tail as tail_module
 from launch.page.files import Below, find_runs, run_of
 from launch.page.metric_table import MetricTable, thinned
 from launch.page.rows import encoded
-from launch.page.samples import search
+from launch.page.samples import search_samples
 from launch.page.step_lines import StepLines
-from launch.page.tail import Tail
+from launch.page.tail import FileTail
 from tests.page_client import append, metrics, sample, write_grpo
 
 
@@ -28,7 +28,10 @@ class Lines:
     def __init__(self, path: Path) -> None:
         self.found: list[tuple[int, bytes]] = []
         self.resets = 0
-        self.tail = Tail(Below(path.parent), path, lambda place, line: self.found.append((place, line)), self.forget)
+        self.tail = FileTail(Below(path.parent), path, self.take, self.forget)
+
+    def take(self, place: int, line: bytes) -> None:
+        self.found.append((place, line))
 
     def forget(self) -> None:
         self.found.clear()
@@ -163,7 +166,7 @@ def test_samples_are_found_by_step_also_where_lines_are_damaged(tmp_path: Path) 
     assert lines.read() and lines.steps == [1, 2] and lines.damaged == 1
     assert [row and row["completion"] for row in lines.rows(1)] == ["a", None, "b"]
     assert [lines.row(*place) for place in ((1, 3), (1, -1), (9, 0))] == [None] * 3
-    found = search(lines, "", status="", start=0, most=9)
+    found = search_samples(lines, "", status="", start=0, most=9)
     assert [(hit["step"], hit["index"]) for hit in found["hits"]] == [(1, 0), (1, 2), (2, 0)]
 
 
@@ -179,7 +182,8 @@ def test_search_is_of_texts_and_not_of_their_json(tmp_path: Path, text: str, wan
     append(tmp_path / "samples.jsonl", [sample(1, text), json.dumps(sample(2, text))])  # the second with escapes
     lines = StepLines(Below(tmp_path), tmp_path / "samples.jsonl")
     lines.read()
-    assert [hit["step"] for hit in search(lines, wanted, status="", start=0, most=9)["hits"]] == [1, 2] * is_there
+    hits = search_samples(lines, wanted, status="", start=0, most=9)["hits"]
+    assert [hit["step"] for hit in hits] == [1, 2] * is_there
 
 
 def test_search_goes_on_where_it_ended(tmp_path: Path) -> None:
@@ -189,10 +193,10 @@ def test_search_goes_on_where_it_ended(tmp_path: Path) -> None:
     lines, steps, more = StepLines(Below(tmp_path), tmp_path / "samples.jsonl"), list[int](), 0
     lines.read()
     while more is not None:
-        found = search(lines, "X", status="truncated", start=more, most=2)
+        found = search_samples(lines, "X", status="truncated", start=more, most=2)
         steps, more = steps + [hit["step"] for hit in found["hits"]], found["more"]
     assert steps == [0, 2, 4, 6, 8]
-    assert search(lines, "x", status="", start=0, most=9, within_s=-1)["hits"] == [], "the time is over"
+    assert search_samples(lines, "x", status="", start=0, most=9, within_s=-1)["hits"] == [], "the time is over"
 
 
 def test_runs_are_found_and_no_models_nor_what_lies_outside(tmp_path: Path) -> None:

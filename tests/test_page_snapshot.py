@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from launch.page.rows import encoded
-from launch.page.snapshot import POINTS, answer_key, chosen, snapshot
+from launch.page.snapshot import POINTS, answer_key, evenly_chosen, snapshot
 from tests.page_client import append, asked, client_of, metrics, sample, write_grpo
 
 TOKENS = {"group": 0, "sample": 0, "pieces": ["a"], "sampled": [True], "logprobs": [-1.0], "versions": [1]}
@@ -88,7 +88,7 @@ def test_curves_are_thinned_and_rounded(tmp_path: Path) -> None:
 @given(st.integers(0, 60), st.integers(0, 70))
 def test_as_many_steps_are_chosen_as_fit(count: int, room: int) -> None:
     steps = [3 * step for step in range(count)]
-    found = chosen(steps, lambda some: len(some) <= room)
+    found = evenly_chosen(steps, lambda some: len(some) <= room)
     assert len(found) == min(count, room) and sorted(set(found)) == found and set(found) <= set(steps)
     assert len(found) < 2 or (found[0], found[-1]) == (steps[0], steps[-1])
 

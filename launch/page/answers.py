@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from launch.page.configs import differences, dotted, job_of, model_of, name_of, read_config, steps_of_config
+from launch.page.configs import differences, dotted_fields, job_of, model_of, name_of, read_config, steps_of_config
 from launch.page.files import Below, run_of
 from launch.page.logs import log_names, read_log
 from launch.page.marks import attempts, kept_checkpoints, marks, merged_faults
@@ -13,7 +13,7 @@ from launch.page.panels import panels, tiles
 from launch.page.rows import text
 from launch.page.run_list import RunList
 from launch.page.sample_tokens import places_with_tokens, tokens_of
-from launch.page.samples import MOST_CHARACTERS, groups_of, search, shown_sample
+from launch.page.samples import MOST_CHARACTERS, search_samples, shown_groups, shown_sample
 from launch.page.state import RUNNING, can_stop, current, state_of
 from launch.tracking.curves import phases_of
 
@@ -115,7 +115,7 @@ class Answers:
             if not run.samples.read() or not run.samples.count(step):
                 raise FileNotFoundError(f"step: must be one with samples, got {step}")
             places = places_with_tokens(run.tokens, step) if run.tokens.read() else set()
-            return {"step": step, "groups": groups_of(run.samples.rows(step), places)}
+            return {"step": step, "groups": shown_groups(run.samples.rows(step), places)}
 
     def sample(self, name: str, step: int, index: int) -> dict[str, Any]:
         """One of them, with all of its completion."""
@@ -141,7 +141,7 @@ class Answers:
         with run.lock:
             if not run.samples.read():
                 return {"hits": [], "more": None}
-            return search(run.samples, wanted, status=status, start=start, most=most)
+            return search_samples(run.samples, wanted, status=status, start=start, most=most)
 
     def held_out(self, name: str, prompt: int | None = None) -> dict[str, Any]:
         """Held-out prompts, or one of them over the steps."""
@@ -157,8 +157,8 @@ class Answers:
 
     def config(self, name: str, other: str | None = None) -> dict[str, Any]:
         """The configuration, and how that of another run differs from it."""
-        ours = dotted(read_config(self.below, self._directory(name)))
-        theirs = None if other is None else dotted(read_config(self.below, self._directory(other)))
+        ours = dotted_fields(read_config(self.below, self._directory(name)))
+        theirs = None if other is None else dotted_fields(read_config(self.below, self._directory(other)))
         return {"config": ours, "differences": [] if theirs is None else differences(ours, theirs)}
 
     def log(self, name: str, log: str, before: int | None = None) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from launch.page.answers import MOST_POINTS, Answers
-from launch.page.guard import Access, Guard, refusal
+from launch.page.guard import Access, RequestGuard, refusal
 from launch.page.live import live
 from launch.page.rows import encoded
 from launch.page.state import StopError, stop_run
@@ -43,7 +43,7 @@ def page_app(directory: Path, access: Access) -> Starlette:
         Mount("/", StaticFiles(directory=STATIC, html=True, check_dir=False)),
     ]
     handlers: dict[Any, Any] = {HTTPException: _on_http, Exception: _on_fault}
-    return Starlette(routes=routes, middleware=[Middleware(Guard, access=access)], exception_handlers=handlers)
+    return Starlette(routes=routes, middleware=[Middleware(RequestGuard, access=access)], exception_handlers=handlers)
 
 
 class Query:

@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Self
 
 from launch.page.guard import Access
-from launch.page.server import listening, new_token, serve
+from launch.page.server import listening, new_token, serve_page
 from launch.run.attempt_link import is_restarted, owner
 from launch.run.leftovers import MARK
 
@@ -81,7 +81,7 @@ class Beside:
             self._process.wait()
 
 
-def beside(directory: Path) -> "Beside | None":
+def page_beside(directory: Path) -> "Beside | None":
     """The server of a run's page; None where an attempt before has started it. Raises as `Beside` does."""
     return None if is_restarted() else Beside(directory)
 
@@ -91,7 +91,7 @@ def _serve_beside() -> None:
     os.nice(10)  # the run comes first
     threading.Thread(target=_end_with, args=(given["owner"],), daemon=True).start()
     access = Access(given["host"], given["port"], given["token"])
-    serve(Path(given["directory"]), access, socket.socket(fileno=given["listener"]))
+    serve_page(Path(given["directory"]), access, socket.socket(fileno=given["listener"]))
 
 
 def _end_with(process: int) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 from launch.kinds.table import KINDS
 from launch.page.files import Below
 from launch.page.metric_table import as_json
-from launch.page.rows import whole
+from launch.page.rows import whole_number
 
 _LARGEST = 2**22
 _DEEPEST = 20
@@ -20,7 +20,7 @@ def read_config(below: Below, directory: Path) -> dict[str, Any]:
         return {}
 
 
-def dotted(config: dict[str, Any]) -> dict[str, Any]:
+def dotted_fields(config: dict[str, Any]) -> dict[str, Any]:
     """Field -> value: `{"policy": {"ranks": 1}}` gives `{"policy.ranks": 1}`; lists and empty mappings are values."""
     found: dict[str, Any] = {}
     _flatten(config, "", found, 0)
@@ -61,7 +61,7 @@ def model_of(config: dict[str, Any]) -> str:
 
 def steps_of_config(config: dict[str, Any]) -> int | None:
     """How many steps there are to be; None where epochs give them."""
-    return whole(_at(config, "algorithm", "steps"))
+    return whole_number(_at(config, "algorithm", "steps"))
 
 
 def name_of(config: dict[str, Any], directory: Path) -> str:

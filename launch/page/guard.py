@@ -71,7 +71,7 @@ class Access:
         return token is not None and hmac.compare_digest(token.encode(), self.token.encode())
 
 
-class Guard:
+class RequestGuard:
     """Lets through who may ask, and sets the headers of every answer.
 
     On loopback only requests that change something need the token, in a header, which no other site can set; anywhere

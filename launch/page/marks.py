@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from launch.page.files import Below
-from launch.page.rows import number, text, whole
-from launch.page.state import RUNNING, UNKNOWN, Current, State, seconds_of
+from launch.page.rows import number, text, whole_number
+from launch.page.state import RUNNING, UNKNOWN, Current, RunState, seconds_of
 from launch.run.manifest import step_of
 from launch.tracking.events import GIVEN_UP, NOTICED, RECOVERED
 
@@ -20,7 +20,7 @@ def merged_faults(lines: Iterable[Line]) -> list[dict[str, Any]]:
     """One entry for each fault, in their order: what was noticed, and how it was over."""
     found: dict[int, dict[str, Any]] = {}
     for line in lines:
-        fault = whole(line.get("fault"))
+        fault = whole_number(line.get("fault"))
         if fault is None:
             continue
         if line.get("event") == NOTICED and fault not in found:
@@ -35,9 +35,9 @@ def _noticed(fault: int, line: Line) -> dict[str, Any]:
     return {
         "fault": fault,
         **texts,
-        "step": whole(line.get("step")),
+        "step": whole_number(line.get("step")),
         "at": seconds_of(line.get("at")),
-        "attempt": whole(line.get("attempt")),
+        "attempt": whole_number(line.get("attempt")),
         "noticed_s": number(line.get("noticed_s")),
         "did": "",
         "stood_s": None,
@@ -53,7 +53,7 @@ def _over(line: Line) -> dict[str, Any]:
         "did": text(line.get("did")),
         "stood_s": number(line.get("stood_s")),
         "samples": [text(each, 200) for each in samples[:_MOST_SAMPLES]] if isinstance(samples, list) else [],
-        "redone_steps": whole(line.get("redone_steps")) or 0,
+        "redone_steps": whole_number(line.get("redone_steps")) or 0,
         "state": text(line.get("event")),
     }
 
@@ -63,9 +63,9 @@ def attempts(lines: Iterable[Line], now: Current | None) -> list[dict[str, Any]]
     began = None if now is None or now.elapsed_s is None else now.at - now.elapsed_s
     found: dict[int, dict[str, Any]] = {1: {"number": 1, "step": 0, "at": began}}
     for line in lines:
-        attempt, at = whole(line.get("attempt")), seconds_of(line.get("at"))
+        attempt, at = whole_number(line.get("attempt")), seconds_of(line.get("at"))
         if attempt is not None and attempt not in found:
-            found[attempt] = {"number": attempt, "step": whole(line.get("step")), "at": at}
+            found[attempt] = {"number": attempt, "step": whole_number(line.get("step")), "at": at}
     if now is not None and now.attempt is not None and now.attempt not in found:
         found[now.attempt] = {"number": now.attempt, "step": now.step, "at": now.since}
     return [found[attempt] for attempt in sorted(found)]
@@ -74,7 +74,7 @@ def attempts(lines: Iterable[Line], now: Current | None) -> list[dict[str, Any]]
 def marks(
     checkpoints: Iterable[int],
     starts: Iterable[dict[str, Any]],
-    ended: tuple[State, int | None],
+    ended: tuple[RunState, int | None],
     warnings: Iterable[tuple[int, str]],
     alerts: Iterable[Line],
 ) -> list[dict[str, Any]]:
@@ -94,7 +94,7 @@ def marks(
         found.append(_mark(last, "stop", state.why or state.name))
     found += [_mark(step, "health", line) for step, line in warnings]
     for line in alerts:
-        step = whole(line.get("step"))
+        step = whole_number(line.get("step"))
         if step is not None and line.get("rule") not in _TOLD_ALREADY:
             found.append(_mark(step, "alert", text(line.get("text"))))
     return sorted(found, key=lambda mark: mark["step"])

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from launch.page.files import Below
-from launch.page.rows import number, parsed
-from launch.page.tail import Tail
+from launch.page.rows import number, parsed_row
+from launch.page.tail import FileTail
 from launch.screen.health import Health
 
 _FIRST_ROOM = 256
@@ -24,7 +24,7 @@ class MetricTable:
     """metrics.jsonl of one run, read on as it grows; NaN where a step has no such metric."""
 
     def __init__(self, below: Below, directory: Path) -> None:
-        self._tail = Tail(below, directory / "metrics.jsonl", self._take, self._forget)
+        self._tail = FileTail(below, directory / "metrics.jsonl", self._take, self._forget)
         self.damaged = 0
         """Lines that are none of a run's."""
         self.times_cut = 0
@@ -69,7 +69,7 @@ class MetricTable:
         return float(column[there[place]]) if there.size else None
 
     def _take(self, _: int, line: bytes) -> None:
-        row = parsed(line)
+        row = parsed_row(line)
         if row is None:
             self.damaged += bool(line.strip(b"\0\r "))
             return
@@ -119,19 +119,20 @@ def thinned(table: MetricTable, names: Sequence[str], first: int, most: int) -> 
     steps = table.steps[first:]
     columns = {name: table.column(name)[first:] for name in names}
     if len(steps) <= most:
-        return {"step": steps.tolist(), "values": {name: plain(column) for name, column in columns.items()}}
+        return {"step": steps.tolist(), "values": {name: finite_or_none(column) for name, column in columns.items()}}
     size = -(-len(steps) // max(1, most // 2))  # rounded up
     picked = {name: _extremes(column, size) for name, column in columns.items()}
     if len(names) == 1:
         [(places, values)] = picked.values()
         single = ~np.isnan(values) | (np.arange(len(values)) % 2 == 0)  # a step once
-        return {"step": steps[places[single]].tolist(), "values": {names[0]: plain(values[single])}}
+        return {"step": steps[places[single]].tolist(), "values": {names[0]: finite_or_none(values[single])}}
     starts = np.arange(0, len(steps), size)
     places = np.stack([starts, np.minimum(starts + size, len(steps)) - 1], axis=1).ravel()
-    return {"step": steps[places].tolist(), "values": {name: plain(values) for name, (_, values) in picked.items()}}
+    values = {name: finite_or_none(values) for name, (_, values) in picked.items()}
+    return {"step": steps[places].tolist(), "values": values}
 
 
-def plain(values: Iterable[float] | Column) -> list[float | None]:
+def finite_or_none(values: Iterable[float] | Column) -> list[float | None]:
     """As a list, with None instead of NaN."""
     column = np.asarray(values, dtype=np.float64)
     found: list[float | None] = column.tolist()
@@ -165,7 +166,7 @@ def last_rows(text: bytes, *, whole_file: bool) -> list[dict[str, Any]]:
     """The rows in the last bytes of a file, the newest first; the first line of them may be half a one, and so may the
     last."""
     lines = text.split(b"\n")[:-1]
-    found = (parsed(line) for line in reversed(lines if whole_file else lines[1:]))
+    found = (parsed_row(line) for line in reversed(lines if whole_file else lines[1:]))
     return [row for row in found if row is not None]
 
 

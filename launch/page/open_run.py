@@ -9,7 +9,7 @@ from launch.page.files import Below, run_of
 from launch.page.metric_table import MetricTable, as_json
 from launch.page.samples import HeldOut
 from launch.page.step_lines import StepLines
-from launch.page.tail import Tail
+from launch.page.tail import FileTail
 
 MOST_OPEN = 8
 """Runs that are kept in memory."""
@@ -21,7 +21,7 @@ class EventLines:
 
     def __init__(self, below: Below, path: Path) -> None:
         self.lines: list[dict[str, Any]] = []
-        self.read = Tail(below, path, self._take, self.lines.clear).read
+        self.read = FileTail(below, path, self._take, self.lines.clear).read
 
     def _take(self, _: int, line: bytes) -> None:
         found = as_json(line)

@@ -8,7 +8,7 @@ _LARGEST_STEP = 2**53
 """From here on a browser's numbers are no whole numbers."""
 
 
-def parsed(line: bytes) -> dict[str, Any] | None:
+def parsed_row(line: bytes) -> dict[str, Any] | None:
     """A line of JSON with the number of its step; None where it is none of a run's. NaN and infinity may be in it."""
     try:
         row = json.loads(line.strip(b"\0\r\n ").decode("utf-8", "replace"))
@@ -31,7 +31,7 @@ def number(value: object) -> float | None:
     return found if math.isfinite(found) else None
 
 
-def whole(value: object) -> int | None:
+def whole_number(value: object) -> int | None:
     """A whole number that a browser can hold; None for everything else."""
     return value if type(value) is int and abs(value) < _LARGEST_STEP else None
 

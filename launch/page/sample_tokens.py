@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from launch.page.rows import number, text, whole
+from launch.page.rows import number, text, whole_number
 from launch.page.samples import place_of
 from launch.page.step_lines import Row, StepLines
 
@@ -33,9 +33,9 @@ def tokens_of(lines: StepLines, step: int, sample: Row) -> dict[str, Any] | None
         "pieces": pieces,
         "sampled": [bool(each) for each in sampled] if sampled is not None else [True] * count,
         "logprobs": [number(each) for each in _list(found, "logprobs", count) or [None] * count],
-        "versions": [whole(each) for each in _list(found, "versions", count) or [None] * count],
+        "versions": [whole_number(each) for each in _list(found, "versions", count) or [None] * count],
         **{name: _numbers(found, name, count) for name in ("entropy", "ratio")},
-        "left_out": (whole(found.get("left_out")) or 0) + len(found["pieces"]) - count,
+        "left_out": (whole_number(found.get("left_out")) or 0) + len(found["pieces"]) - count,
     }
 
 

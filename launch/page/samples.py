@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from launch.page.files import Below
-from launch.page.rows import encoded, number, parsed, text, whole
+from launch.page.rows import encoded, number, parsed_row, text, whole_number
 from launch.page.step_lines import Row, StepLines
-from launch.page.tail import Tail
+from launch.page.tail import FileTail
 
 SHOWN_CHARACTERS, MOST_CHARACTERS = 20_000, 2_000_000
 """Of a completion within its group, and alone."""
@@ -27,7 +27,7 @@ _OWN = frozenset(
 """Names in a row that are no columns of the data."""
 
 
-def groups_of(rows: list[Row | None], with_tokens: set[tuple[int, int]]) -> list[dict[str, Any]]:
+def shown_groups(rows: list[Row | None], with_tokens: set[tuple[int, int]]) -> list[dict[str, Any]]:
     """The samples of a step, those of a prompt side by side; `with_tokens`: (group, sample) of those that have any."""
     found: dict[object, dict[str, Any]] = {}
     for index, row in enumerate(rows):
@@ -37,7 +37,7 @@ def groups_of(rows: list[Row | None], with_tokens: set[tuple[int, int]]) -> list
         # Rows of older versions do not say their group.
         key = prompt if place is None else place[0]
         if key not in found:
-            found[key] = {"prompt": prompt[:SHOWN_CHARACTERS], "row": whole(row.get("row")), "samples": []}
+            found[key] = {"prompt": prompt[:SHOWN_CHARACTERS], "row": whole_number(row.get("row")), "samples": []}
         shown = shown_sample(row, index, SHOWN_CHARACTERS) | {"tokens": place in with_tokens}
         found[key]["samples"].append(shown)
     return list(found.values())
@@ -45,7 +45,7 @@ def groups_of(rows: list[Row | None], with_tokens: set[tuple[int, int]]) -> list
 
 def place_of(row: Row) -> tuple[int, int] | None:
     """Number of the group within the step, and of the sample within the group; None where the row does not say."""
-    group, sample = whole(row.get("group")), whole(row.get("sample"))
+    group, sample = whole_number(row.get("group")), whole_number(row.get("sample"))
     return None if group is None or sample is None else (group, sample)
 
 
@@ -59,10 +59,10 @@ def shown_sample(row: Row, index: int, most: int) -> dict[str, Any]:
         "reward": number(row.get("reward")),
         "rewards": rewards_of(row),
         "advantage": number(row.get("advantage")),
-        "length": whole(row.get("length")),
+        "length": whole_number(row.get("length")),
         "status": text(row.get("status"), 80),
-        "version": whole(row.get("version")),
-        "turns": whole(row.get("turns")),
+        "version": whole_number(row.get("version")),
+        "turns": whole_number(row.get("turns")),
         "columns": {str(name): _short(value, most) for name, value in given.items()},
     }
     return found | ({"cut": True} if len(completion) > most else {})
@@ -83,7 +83,7 @@ def _short(value: object, most: int) -> object:
     return value if len(written) <= most else written[:most]
 
 
-def search(
+def search_samples(
     lines: StepLines, wanted: str, *, status: str, start: int, most: int, within_s: float = _SEARCH_S
 ) -> dict[str, Any]:
     """Samples whose prompt or completion holds a text, whatever its case: `{"hits": [...], "more": place or None}`.
@@ -108,7 +108,7 @@ def search(
             return {"hits": hits, "more": place}
         if written not in line.decode("utf-8", "replace").casefold() and b"\\u" not in line:
             continue
-        row = parsed(line)
+        row = parsed_row(line)
         if row is None:
             continue
         if (not status or row.get("status") == status) and (hit := _hit(row, folded)):
@@ -135,7 +135,7 @@ class HeldOut:
 
     def __init__(self, below: Below, directory: Path) -> None:
         self._below, self._path = below, directory / "eval_samples.jsonl"
-        self._tail = Tail(below, self._path, self._take, self._forget)
+        self._tail = FileTail(below, self._path, self._take, self._forget)
         self._forget()
 
     def read(self) -> bool:
@@ -155,7 +155,7 @@ class HeldOut:
         if not 0 <= number_ < len(self._found):
             return None
         _, places = list(self._found.values())[number_]
-        rows = [parsed(self._below.read(self._path, length, end=start + length)) for start, length in places]
+        rows = [parsed_row(self._below.read(self._path, length, end=start + length)) for start, length in places]
         found = [row for row in rows if row is not None]
         return {
             "prompt": text(found[0].get("prompt"), SHOWN_CHARACTERS) if found else "",
@@ -170,13 +170,13 @@ class HeldOut:
         }
 
     def _take(self, place: int, line: bytes) -> None:
-        row = parsed(line)
+        row = parsed_row(line)
         if row is None:
             self.damaged += bool(line.strip(b"\0\r "))
             return
         prompt = text(row.get("prompt"), MOST_CHARACTERS)
         # Rows may have equal prompts, and other answers.
-        key = whole(row.get("row")), hash(prompt)
+        key = whole_number(row.get("row")), hash(prompt)
         _, places = self._found.setdefault(key, (prompt[:_PROMPT_CHARACTERS], []))
         places.append((place, len(line)))
 

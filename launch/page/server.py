@@ -34,7 +34,7 @@ def watch(directory: str, *, host: str, port: int | None, token: str | None) -> 
     access = Access(host, listener.getsockname()[1], token or new_token())
     if port is None and access.port != PORT:
         print(f"port {PORT} is taken: {access.port} is used", file=sys.stderr)
-    serve(folder, access, listener, ready=lambda: print(f"{access.address}  (Ctrl-C ends it)", flush=True))
+    serve_page(folder, access, listener, ready=lambda: print(f"{access.address}  (Ctrl-C ends it)", flush=True))
     return 0
 
 
@@ -82,7 +82,9 @@ def _unusable(host: str, port: int, error: OSError) -> UserError:
     return UserError(f"--host: must be an address of this machine ({why}), got {host}")
 
 
-def serve(directory: Path, access: Access, listener: socket.socket, ready: Callable[[], None] | None = None) -> None:
+def serve_page(
+    directory: Path, access: Access, listener: socket.socket, ready: Callable[[], None] | None = None
+) -> None:
     """Serve until SIGTERM, or Ctrl-C, which is how a server ends; `ready` is called before the first answer."""
     server = page_server(directory, access)
     if ready:

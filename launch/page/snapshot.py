@@ -77,11 +77,11 @@ def _samples(answers: Answers, name: str, budget: int) -> dict[str, Answer]:
     with run.lock:
         run.samples.read()
         sizes = {step: run.samples.size(step) for step in run.samples.steps}
-    steps = chosen(list(sizes), lambda some: sum(sizes[step] for step in some) <= budget)
+    steps = evenly_chosen(list(sizes), lambda some: sum(sizes[step] for step in some) <= budget)
     return {answer_key("groups", id=name, step=step): answers.groups(name, step) for step in steps}
 
 
-def chosen(steps: Sequence[int], fits: Callable[[list[int]], bool]) -> list[int]:
+def evenly_chosen(steps: Sequence[int], fits: Callable[[list[int]], bool]) -> list[int]:
     """As many of some steps as fit, evenly spaced from the first to the last one; the last one alone where no two do,
     and none where it does not either."""
     few, many = 0, len(steps) + 1  # so many fit, and so many do not

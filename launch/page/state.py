@@ -14,7 +14,7 @@ import psutil
 
 from launch.page.files import Below, Stamp
 from launch.page.metric_table import as_json
-from launch.page.rows import number, text, whole
+from launch.page.rows import number, text, whole_number
 from launch.tracking.events import GIVEN_UP, NOTICED, RECOVERED
 from launch.tracking.now import END, NOW
 
@@ -51,7 +51,7 @@ class Current:
 
 
 @dataclass(frozen=True, slots=True)
-class State:
+class RunState:
     """How a run is, and why in one line; empty where there is nothing to say."""
 
     name: str
@@ -70,11 +70,11 @@ def current(below: Below, directory: Path) -> Current | None:
     return Current(
         at=at,
         since=seconds_of(found.get("since")) or at,
-        attempt=whole(found.get("attempt")),
-        step=whole(found.get("step")),
-        steps=whole(found.get("steps")),
+        attempt=whole_number(found.get("attempt")),
+        step=whole_number(found.get("step")),
+        steps=whole_number(found.get("steps")),
         phase=text(found.get("phase"), 80),
-        driver=whole(found.get("driver")),
+        driver=whole_number(found.get("driver")),
         host=text(found.get("host"), 300),
         elapsed_s=number(found.get("elapsed_s")),
         ended=text(found.get("ended"), 80),
@@ -89,7 +89,7 @@ def seconds_of(at: object) -> float | None:
     return None
 
 
-def state_of(below: Below, directory: Path, now: Current | None, events: list[dict[str, Any]]) -> State:
+def state_of(below: Below, directory: Path, now: Current | None, events: list[dict[str, Any]]) -> RunState:
     """How a run is.
 
     Args:
@@ -103,28 +103,28 @@ def state_of(below: Below, directory: Path, now: Current | None, events: list[di
     exported = _exported(below, directory, config)
     if now is None:
         if exported:
-            return State(FINISHED)
-        return State(RUNNING if time.time() - changed < _QUIET_S else UNKNOWN)
+            return RunState(FINISHED)
+        return RunState(RUNNING if time.time() - changed < _QUIET_S else UNKNOWN)
     changed = max(changed, now.at)
     if now.ended:
         known = now.ended if now.ended in (FINISHED, STOPPED, FAILED) else STOPPED
-        return State(known, now.why)
+        return RunState(known, now.why)
     if _is_alive(now, metrics):
-        return State(RUNNING)
+        return RunState(RUNNING)
     recent = time.time() - changed < _QUIET_S
     if recent and (not _is_here(now) or _starts_again(events)):
-        return State(RUNNING)
+        return RunState(RUNNING)
     if now.phase == END:
         if exported:
-            return State(FINISHED)
+            return RunState(FINISHED)
         if death := _death(now, events):
-            return State(FAILED, death)
+            return RunState(FAILED, death)
         log = below.stamp(directory / "logs/driver.log")
         if log and config and log.mtime >= config.mtime:
-            return State(FAILED, _last_line(below, directory / "logs/driver.log"))
-        return State(STOPPED)
+            return RunState(FAILED, _last_line(below, directory / "logs/driver.log"))
+        return RunState(STOPPED)
     where = f"in step {now.step}, {now.phase}" if now.step else f"in {now.phase}"
-    return State(DIED, _death(now, events) or f"the driver has ended without a word {where}")
+    return RunState(DIED, _death(now, events) or f"the driver has ended without a word {where}")
 
 
 def driver_to_stop(below: Below, directory: Path, now: Current | None) -> int:

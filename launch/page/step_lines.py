@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from launch.page.files import Below
-from launch.page.rows import parsed
-from launch.page.tail import Tail
+from launch.page.rows import parsed_row
+from launch.page.tail import FileTail
 
 _BEGINNING = re.compile(rb'\{"step": ?(0|[1-9][0-9]{0,14})[,}]')
 """How the tracker begins a row: it need not be parsed to know its step."""
@@ -29,7 +29,7 @@ class StepLines:
 
     def __init__(self, below: Below, path: Path) -> None:
         self._below, self._path = below, path
-        self._tail = Tail(below, path, self._take, self._forget)
+        self._tail = FileTail(below, path, self._take, self._forget)
         self._forget()
 
     def read(self) -> bool:
@@ -58,7 +58,7 @@ class StepLines:
         if not 0 <= index < self.count(step):
             return None
         start, length = self._places[step][index], self._lengths[step][index]
-        row = parsed(self._below.read(self._path, length, end=start + length))
+        row = parsed_row(self._below.read(self._path, length, end=start + length))
         # Else the file was cut a moment ago, and what is there now is another row.
         return row if row is not None and row["step"] == step else None
 
@@ -103,5 +103,5 @@ class StepLines:
 def _step_of(line: bytes) -> int | None:
     if found := _BEGINNING.match(line):
         return int(found[1])
-    row = parsed(line)
+    row = parsed_row(line)
     return None if row is None else row["step"]

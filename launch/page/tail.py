@@ -13,7 +13,7 @@ _ANCHOR = 128
 """Bytes before the place up to which a file is read: what was put in its place has others."""
 
 
-class Tail:
+class FileTail:
     """The new lines of one file.
 
     Args:
