@@ -3,6 +3,7 @@
 import base64
 import gzip
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,18 @@ def test_ten_thousand_steps_fit_into_a_report(tmp_path: Path, capsys: pytest.Cap
     steps = [each["step"] for each in answers["/api/samples?id=."]["steps"]]
     assert steps[0] == 1 and steps[-1] == 10_000 and len(steps) > 100
     assert {each["samples"] for each in answers["/api/samples?id=."]["steps"]} == {8}
+
+
+def test_texts_that_hardly_pack_are_fewer_in_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = write_run(tmp_path / "random", steps=1)
+    with (run / "samples.jsonl").open("a") as file:
+        for step in range(2, 1200):
+            completion = base64.b85encode(os.urandom(7500)).decode()
+            file.write(json.dumps({"step": step, "prompt": "p", "completion": completion, "reward": 1.0}) + "\n")
+    html = report_of(tmp_path, capsys, run)
+    assert 0.7 * MOST_BYTES < len(html) < MOST_BYTES
+    steps = [each["step"] for each in answers_in(html)["/api/samples?id=."]["steps"]]
+    assert steps[0] == 1 and steps[-1] == 1199 and 300 < len(steps) < 800
 
 
 def test_runs_of_several_directories_are_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -55,7 +55,7 @@ export class Chart {
       { type: "button", "aria-pressed": "false", on: { click: () => this.toggleTable() } },
       "Table",
     );
-    const head = h("figcaption", {}, h("h3", {}, title), this.toggle);
+    const head = h("figcaption", {}, h("h2", {}, title), this.toggle);
     this.element = h("figure.panel", {}, head, this.canvas, this.legend, this.rows);
     this.sizes = new ResizeObserver(() => this.fit());
     this.sizes.observe(this.canvas);
@@ -238,7 +238,9 @@ export class Chart {
 function summary({ label, points: { steps, values } }) {
   let [least, most] = [Infinity, -Infinity];
   for (const value of values) [least, most] = [Math.min(least, value), Math.max(most, value)];
-  return `${label} from ${number(values[0])} at step ${steps[0]} to ${number(values.at(-1))} at step ${steps.at(-1)}, least ${number(least)}, most ${number(most)}`;
+  const first = `${number(values[0])} at step ${steps[0]}`;
+  const last = `${number(values.at(-1))} at step ${steps.at(-1)}`;
+  return `${label} from ${first} to ${last}, least ${number(least)}, most ${number(most)}`;
 }
 
 /** Lines of a logarithmic axis. @param {any} _ @param {number[]} ticks */

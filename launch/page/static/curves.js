@@ -85,7 +85,8 @@ export async function curvesTab(context) {
       return panels;
     }
     const found = metrics.filter(matcher(text));
-    said.textContent = `${found.length} of ${metrics.length} metrics${found.length > MOST_FOUND ? `, the first ${MOST_FOUND} are shown` : ""}`;
+    const cut = found.length > MOST_FOUND ? `, the first ${MOST_FOUND} are shown` : "";
+    said.textContent = `${found.length} of ${metrics.length} metrics${cut}`;
     return found
       .slice(0, MOST_FOUND)
       .map((/** @type {string} */ name) => ({ title: name, metrics: [name], log: false }));
@@ -190,7 +191,11 @@ export async function curvesTab(context) {
   };
 }
 
-/** Whether a name is meant by a regex; by a part of it, where the text is none. @param {string} text @returns {(name: string) => boolean} */
+/**
+ * Whether a name is meant by a regex; by a part of it, where the text is none.
+ * @param {string} text
+ * @returns {(name: string) => boolean}
+ */
 export function matcher(text) {
   try {
     const regex = new RegExp(text, "i");

@@ -2,7 +2,7 @@
 
 /**
  * @typedef {Node | string | number | null | undefined | false} Child
- * @typedef {Record<string, any>} Properties attributes; `on` has listeners by event, true and false are boolean attributes
+ * @typedef {Record<string, any>} Properties attributes; `on` has listeners by event, true and false are boolean ones
  */
 
 /**
@@ -21,7 +21,13 @@ export function h(tag, properties = {}, ...children) {
   return element;
 }
 
-/** The same of a drawing. @param {string} name @param {Properties} [properties] @param {...Child} children @returns {any} */
+/**
+ * The same of a drawing.
+ * @param {string} name
+ * @param {Properties} [properties]
+ * @param {...Child} children
+ * @returns {any}
+ */
 export function svg(name, properties = {}, ...children) {
   const element = document.createElementNS("http://www.w3.org/2000/svg", name);
   setAll(element, properties);
@@ -29,7 +35,11 @@ export function svg(name, properties = {}, ...children) {
   return element;
 }
 
-/** Put children in place of those that an element has. @param {Element} element @param {...(Child | Child[])} children */
+/**
+ * Put children in place of those that an element has.
+ * @param {Element} element
+ * @param {...(Child | Child[])} children
+ */
 export function fill(element, ...children) {
   element.replaceChildren(...present(children));
 }
@@ -68,7 +78,12 @@ export function field(label, input) {
   return h("label.field", {}, h("span", {}, label), input);
 }
 
-/** A choice. @param {[string, string][]} options value and text of each @param {string} chosen @param {(value: string) => void} on */
+/**
+ * A choice.
+ * @param {[string, string][]} options value and text of each
+ * @param {string} chosen
+ * @param {(value: string) => void} on
+ */
 export function choice(options, chosen, on) {
   const select = h("select", { on: { change: () => on(select.value) } });
   fill(
@@ -123,7 +138,7 @@ export function table(caption, heads, rows) {
 /** A dialog over the page; Escape closes it. @param {string} title @param {...(Child | Child[])} children */
 export function openDialog(title, ...children) {
   const close = h("button.plain", { type: "button", "aria-label": "Close", on: { click: () => dialog.close() } }, "✕");
-  const dialog = h("dialog", { "aria-label": title }, h("header", {}, h("h2", {}, title), close), children);
+  const dialog = h("dialog", { "aria-label": title }, h("header", {}, h("h2", {}, title), close), ...children);
   dialog.addEventListener("close", () => dialog.remove());
   document.body.append(dialog);
   dialog.showModal();

@@ -65,8 +65,12 @@ export async function faultsTab(context) {
   return { element, shown: draw, onRun: show, close: () => sizes.disconnect() };
 }
 
-/** A row for each who; a fault is a bar from its last sign of life to its end. @param {any} run @param {number} width @param {(event: any) => void} choose */
+/**
+ * A row for each who; a fault is a bar from its last sign of life to its end.
+ * @param {any} run @param {number} width @param {(event: any) => void} choose
+ */
 function timeline(run, width, choose) {
+  /** @type {{event: any, from: number, noticed: number, to: number}[]} */
   const faults = run.events
     .map((/** @type {any} */ event) => spanOf(event, lastSeen(run)))
     .filter((/** @type {any} */ { from }) => Number.isFinite(from));
@@ -160,13 +164,15 @@ function bar({ event, from, noticed, to }, y, place, choose) {
 /** @param {any} event */
 function inWords(event) {
   const where = event.step ? `step ${event.step}, ${event.phase}: ` : "";
-  return `${where}${faultLine(event)}${event.cause ? ` (${event.cause})` : ""}${event.samples?.length ? `; samples: ${event.samples.join(", ")}` : ""}`;
+  const cause = event.cause ? ` (${event.cause})` : "";
+  const samples = event.samples.length ? `; samples: ${event.samples.join(", ")}` : "";
+  return `${where}${faultLine(event)}${cause}${samples}`;
 }
 
 /** @param {import("./run.js").Context} context @param {any[]} events */
 function faultTable(context, events) {
   const heads = [
-    "",
+    "no.",
     "state",
     "who",
     "what",

@@ -1,7 +1,7 @@
 /** One prompt and its samples, side by side. */
 
 import { fill, h, visible } from "./dom.js";
-import { number } from "./numbers.js";
+import { counted, number } from "./numbers.js";
 import { showTokens } from "./tokens.js";
 
 const LONG_PROMPT = 280;
@@ -15,7 +15,7 @@ export function groupElement(context, step, group, index) {
     rewards.reduce((/** @type {number} */ sum, /** @type {number} */ reward) => sum + reward, 0) / rewards.length;
   const columns = Object.entries(group.samples[0].columns);
   const heading = h(
-    "h3",
+    "h2",
     { id: `group-${index}` },
     `Prompt ${index + 1}`,
     group.row === null || group.row === undefined ? null : h("span.quiet", {}, ` data row ${group.row}`),
@@ -23,7 +23,7 @@ export function groupElement(context, step, group, index) {
   const facts = h(
     "p.quiet",
     {},
-    `${group.samples.length} ${group.samples.length === 1 ? "sample" : "samples"}, mean reward ${rewards.length ? number(mean) : "–"}`,
+    `${counted(group.samples.length, "sample")}, mean reward ${rewards.length ? number(mean) : "–"}`,
   );
   return h(
     "section.group",
@@ -62,7 +62,12 @@ function bounds(rewards) {
   return [Math.min(0, ...rewards), Math.max(...rewards, 1e-9)];
 }
 
-/** @param {import("./run.js").Context} context @param {number} step @param {any} sample @param {[number, number]} range of the group's rewards */
+/**
+ * @param {import("./run.js").Context} context
+ * @param {number} step
+ * @param {any} sample
+ * @param {[number, number]} range of the group's rewards
+ */
 function sampleElement(context, step, sample, [least, most]) {
   const { index, reward, rewards, advantage, length, status, version, turns } = sample;
   const sources = Object.entries(rewards ?? {});
@@ -125,7 +130,13 @@ function sampleElement(context, step, sample, [least, most]) {
   );
 }
 
-/** @param {import("./run.js").Context} context @param {number} step @param {number} index @param {HTMLElement} text @param {Event} event */
+/**
+ * @param {import("./run.js").Context} context
+ * @param {number} step
+ * @param {number} index
+ * @param {HTMLElement} text
+ * @param {Event} event
+ */
 async function showWhole(context, step, index, text, event) {
   const whole = await context.source.get("sample", { id: context.id, step, index });
   fill(text, visible(whole.completion));

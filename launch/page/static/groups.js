@@ -3,7 +3,7 @@
 import { searchForm } from "./completions.js";
 import { choice, field, fill, h } from "./dom.js";
 import { groupElement } from "./group.js";
-import { number } from "./numbers.js";
+import { counted, number } from "./numbers.js";
 
 const MOST_BARS = 12;
 
@@ -122,7 +122,8 @@ export async function groupsTab(context) {
       .map((/** @type {any} */ group) => ({ ...group, samples: ordered(group.samples.filter(kept)) }))
       .filter((/** @type {any} */ group) => group.samples.length);
     const count = shown.reduce((/** @type {number} */ sum, /** @type {any} */ group) => sum + group.samples.length, 0);
-    shownText = `${count} of ${all.length} samples${barName ? ` with reward ${barName}` : ""}, ${shown.length} ${shown.length === 1 ? "prompt" : "prompts"}`;
+    const chosen = barName ? ` with reward ${barName}` : "";
+    shownText = `${count} of ${all.length} samples${chosen}, ${counted(shown.length, "prompt")}`;
     tell();
     fill(
       list,
@@ -157,11 +158,11 @@ export async function groupsTab(context) {
         show();
         bars.querySelector(`[data-bar="${label}"]`)?.focus();
       };
-      const name = `Reward ${label}: ${count} ${count === 1 ? "sample" : "samples"}`;
       return h(
         "button",
-        { type: "button", "aria-pressed": String(pressed), "aria-label": name, "data-bar": label, on: { click: act } },
+        { type: "button", "aria-pressed": String(pressed), "data-bar": label, on: { click: act } },
         h("b", {}, count),
+        h("span.unseen", {}, count === 1 ? " sample with reward " : " samples with reward "),
         fillOf,
         label,
       );

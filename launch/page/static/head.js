@@ -1,4 +1,6 @@
-/** What stands above every view of a run: its state, how far it is, its most telling numbers, and the button to stop it. */
+/**
+ * What stands above every view of a run: its state, how far it is, its most telling numbers, and the button to stop it.
+ */
 
 import { fill, h, openDialog } from "./dom.js";
 import { ago, change, duration, number, percent } from "./numbers.js";

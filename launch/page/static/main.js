@@ -5,20 +5,38 @@ import { fill, h } from "./dom.js";
 import { Report } from "./report.js";
 import { runView } from "./run.js";
 import { runsView } from "./runs.js";
-import { Server } from "./server.js";
+import { Server, ServerError } from "./server.js";
 import { themeSwitch } from "./theme.js";
 
 const main = /** @type {HTMLElement} */ (document.querySelector("main"));
 const connection = /** @type {HTMLElement} */ (document.querySelector("#connection"));
-/** @type {{element: HTMLElement, shown: () => void, go: (address: import("./address.js").Address) => void, close: () => void} | null} */
+/**
+ * @typedef {object} View
+ * @property {HTMLElement} element
+ * @property {() => void} shown it is on the page
+ * @property {(address: import("./address.js").Address) => void} go to another place in it
+ * @property {() => void} close
+ */
+
+/** @type {View | null} */
 let view = null;
 let shown = "";
 let turn = 0;
+const TOLD_MS = 8000;
 
 /** @param {string} line empty: all is well */
 function tellState(line) {
   connection.textContent = line;
   connection.hidden = !line;
+}
+
+/** What was pressed and could not be read is told for a while. @param {PromiseRejectionEvent} event */
+function tellFailure(event) {
+  if (!(event.reason instanceof ServerError)) return;
+  event.preventDefault();
+  const line = event.reason.message;
+  tellState(line);
+  setTimeout(() => connection.textContent === line && tellState(""), TOLD_MS);
 }
 
 /** @param {any} source */
@@ -72,8 +90,9 @@ async function start() {
   /** @type {HTMLElement} */ (document.querySelector("#theme")).append(themeSwitch());
   const inlined = document.querySelector("#inlined");
   const source = inlined ? await Report.read(inlined.textContent ?? "") : new Server(token);
-  if (inlined) /** @type {HTMLElement} */ (document.querySelector("#made")).textContent = source.made;
+  if (source instanceof Report) /** @type {HTMLElement} */ (document.querySelector("#made")).textContent = source.made;
   addEventListener("hashchange", () => show(source));
+  addEventListener("unhandledrejection", tellFailure);
   document.querySelector(".skip")?.addEventListener("click", (event) => {
     event.preventDefault(); // what follows # says what is shown
     main.focus();

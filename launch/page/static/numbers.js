@@ -9,6 +9,11 @@ export function number(value) {
   return minus(value.toLocaleString("en-GB", { maximumFractionDigits: digits, minimumFractionDigits: digits }));
 }
 
+/** Example: 2, sample -> 2 samples. @param {number} count @param {string} noun */
+export function counted(count, noun) {
+  return `${number(count)} ${noun}${count === 1 ? "" : "s"}`;
+}
+
 /** How far a value has come; empty where that is not known. @param {number | null} now @param {number | null} first */
 export function change(now, first) {
   if (now === null || first === null || now === undefined || first === undefined) return "";

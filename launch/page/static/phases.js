@@ -142,13 +142,17 @@ class Stack {
     this.drawn = [[], [], String];
     this.canvas = h("div.canvas", { role: "img" });
     this.rows = h("div");
-    this.element = h("figure.panel.wide", {}, h("figcaption", {}, h("h3", {}, title)), this.canvas, this.rows);
+    this.element = h("figure.panel.wide", {}, h("figcaption", {}, h("h2", {}, title)), this.canvas, this.rows);
     this.sizes = new ResizeObserver(() => this.build());
     this.sizes.observe(this.canvas);
     this.unheard = onTheme(() => this.build());
   }
 
-  /** @param {number[]} bins first step of each @param {Layer[]} layers from below @param {(value: number) => string} worded */
+  /**
+   * @param {number[]} bins first step of each
+   * @param {Layer[]} layers from below
+   * @param {(value: number) => string} worded
+   */
   draw(bins, layers, worded) {
     this.drawn = [bins, layers, worded];
     const means = layers.map(

@@ -30,7 +30,10 @@ import { settingsTab } from "./settings.js";
  * @property {() => void} [close]
  */
 
-/** Name in the address, title, what makes it, and whether a run has it. @type {[string, string, (context: Context) => Promise<Tab>, (run: any) => boolean][]} */
+/**
+ * Name in the address, title, what makes it, and whether a run has it.
+ * @type {[string, string, (context: Context) => Promise<Tab>, (run: any) => boolean][]}
+ */
 const TABS = [
   ["curves", "Curves", curvesTab, () => true],
   ["phases", "Phases", phasesTab, (run) => run.phases.length > 0],
@@ -102,6 +105,7 @@ export async function runView(source, address, tellState) {
     showTabs();
     tab?.close?.();
     tab = null;
+    /** @type {Tab} */
     let made;
     try {
       made = await make(context);

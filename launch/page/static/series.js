@@ -33,7 +33,10 @@ export class Series {
     return this.points.get(name) ?? { steps: [], values: [] };
   }
 
-  /** Add steps, of the metrics that are read. @param {{step: number[], values: Record<string, (number | null)[]>}} found */
+  /**
+   * Add steps, of the metrics that are read.
+   * @param {{step: number[], values: Record<string, (number | null)[]>}} found
+   */
   append(found) {
     for (const [name, values] of Object.entries(found.values)) {
       const points = this.points.get(name);
@@ -81,7 +84,12 @@ export function smoothed(values, weight) {
   });
 }
 
-/** At most so many points, evenly chosen, with the first and the last. @param {Points} points @param {number} most @returns {Points} */
+/**
+ * At most so many points, evenly chosen, with the first and the last.
+ * @param {Points} points
+ * @param {number} most
+ * @returns {Points}
+ */
 export function thinned(points, most) {
   const count = points.steps.length;
   if (count <= most) return points;

@@ -74,7 +74,8 @@ export async function showTokens(context, step, index) {
     at = Math.max(0, Math.min(tokens.pieces.length - 1, place));
     text.children[at]?.setAttribute("aria-current", "true");
     const facts = names.map((name) => `${TITLES[name]} ${number(/** @type {any} */ (tokens[name])[at])}`);
-    told.textContent = `${at + 1} of ${tokens.pieces.length}: “${shown(tokens.pieces[at])}” ${tokens.sampled[at] ? facts.join(", ") : "not sampled"}`;
+    const known = tokens.sampled[at] ? facts.join(", ") : "not sampled";
+    told.textContent = `${at + 1} of ${tokens.pieces.length}: “${shown(tokens.pieces[at])}” ${known}`;
   }
 
   /** @param {MouseEvent} event */
@@ -102,7 +103,8 @@ export async function showTokens(context, step, index) {
       tokens.sampled[place] ? "sampled" : "given",
       ...names.map((name) => number(/** @type {any} */ (tokens[name])[place])),
     ]);
-    if (!rows.hidden) fill(rows, table("Tokens", ["", "token", "", ...names.map((name) => TITLES[name])], lines));
+    if (!rows.hidden)
+      fill(rows, table("Tokens", ["place", "token", "from", ...names.map((name) => TITLES[name])], lines));
   }
 
   if (names.length) paint(names[0]);
@@ -122,7 +124,12 @@ function shown(piece) {
   return visible(piece).replaceAll("\n", "↵\n");
 }
 
-/** The class of each token, and what the classes mean. @param {string} name @param {Tokens} tokens @returns {{looks: string[], steps: Step[]}} */
+/**
+ * The class of each token, and what the classes mean.
+ * @param {string} name
+ * @param {Tokens} tokens
+ * @returns {{looks: string[], steps: Step[]}}
+ */
 function scale(name, tokens) {
   const values = /** @type {(number | null)[]} */ (/** @type {any} */ (tokens)[name]);
   if (name === "versions") {
