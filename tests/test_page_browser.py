@@ -1,6 +1,5 @@
 """The page in a real browser, over the real server: seen, pressed and typed into as a reader does."""
 
-import contextlib
 import json
 import os
 import re
@@ -8,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,24 +55,24 @@ CONTRASTS = """() => {
 class Reader:
     """A tab of the browser, in which nothing may go wrong unseen."""
 
-    def __init__(self, browser: Any, address: str, width: int = 1280, scheme: str = "light") -> None:
-        self.context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)
-        self.page = self.context.new_page()
+    def __init__(self, browser: Any, watch: Watch) -> None:
+        self.watch, self.wrong = watch, list[str]()
+        self.page = browser.new_page(viewport={"width": 1280, "height": 800})
         self.page.set_default_timeout(DEADLINE_MS)
-        self.wrong: list[str] = []
-        self.address = address
         self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
         self.page.on("console", lambda line: line.type == "error" and self.wrong.append(line.text))
         self.page.on("response", lambda answer: answer.status >= 400 and self.wrong.append(answer.url))
-        # What is listened to ends with the view.
-        self.page.on("requestfailed", lambda asked: "/api/live" in asked.url or self.wrong.append(asked.url))
+        self.page.on("requestfailed", self._failed)
 
-    def open(self, **words: str) -> Any:
-        """Show a view; returns the page."""
-        token = f"{self.address.partition('#')[2]}&" if "#" in self.address else ""
-        where = "&".join(f"{name}={value}" for name, value in words.items())
+    def _failed(self, request: Any) -> None:
+        if request.failure != "net::ERR_ABORTED":  # what is on its way when the view is left
+            self.wrong.append(f"{request.url}: {request.failure}")
+
+    def open(self, address: str = "", **words: str) -> Any:
+        """Show a view, of the server or of another address; returns the page."""
+        where = "".join(f"&{name}={value}" for name, value in words.items())
         self.page.goto("about:blank")
-        self.page.goto(f"{self.address.partition('#')[0]}#{token}{where}")
+        self.page.goto(address or self.watch.address + where)
         self.page.locator("h1").wait_for()
         return self.page
 
@@ -98,18 +97,15 @@ def watch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watch]:
     watch.end()
 
 
+@pytest.fixture(scope="module")
+def tab(browser: Any, watch: Watch) -> Reader:
+    return Reader(browser, watch)
+
+
 @pytest.fixture
-def reader(browser: Any, watch: Watch) -> Iterator[Callable[..., Reader]]:
-    opened: list[Reader] = []
-
-    def reader(address: str = watch.address, **options: Any) -> Reader:
-        opened.append(Reader(browser, address, **options))
-        return opened[-1]
-
-    yield reader
-    wrong = [line for each in opened for line in each.wrong]
-    for each in opened:
-        each.context.close()
+def reader(tab: Reader) -> Iterator[Reader]:
+    yield tab
+    wrong, tab.wrong = tab.wrong, []
     assert wrong == []
 
 
@@ -118,9 +114,8 @@ def copied(watch: Watch, name: str) -> Path:
     return Path(shutil.copytree(watch.directory / "second", watch.directory / name))
 
 
-def test_runs_are_listed_and_drawn_over_each_other(reader: Callable[..., Reader]) -> None:
-    page = reader().open()
-    expect(page.get_by_role("row")).to_have_count(3)
+def test_runs_are_listed_and_drawn_over_each_other(reader: Reader) -> None:
+    page = reader.open()
     row = page.get_by_role("row").filter(has=page.get_by_role("link", name="second"))
     for text in ("died", "20 / 300", "reward/mean", "GRPO", "Qwen"):
         expect(row).to_contain_text(text)
@@ -132,8 +127,8 @@ def test_runs_are_listed_and_drawn_over_each_other(reader: Callable[..., Reader]
     assert page.evaluate("location.hash") == "#run=second&beside=first"
 
 
-def test_curves_are_searched_smoothed_zoomed_and_read_as_a_table(reader: Callable[..., Reader]) -> None:
-    page = reader().open(run="first")
+def test_curves_are_searched_smoothed_zoomed_and_read_as_a_table(reader: Reader) -> None:
+    page = reader.open(run="first")
     page.get_by_label("Metrics").fill("^time/(roll|upd)")
     expect(page.get_by_role("status").filter(has_text="2 of")).to_be_visible()
     expect(page.get_by_role("figure")).to_have_count(2)
@@ -157,9 +152,9 @@ def test_curves_are_searched_smoothed_zoomed_and_read_as_a_table(reader: Callabl
     expect(page.get_by_role("cell", name="checkpoint of step 20")).to_be_visible()
 
 
-def test_a_curve_grows_with_its_run_and_is_cut_with_it(reader: Callable[..., Reader], watch: Watch) -> None:
+def test_a_curve_grows_with_its_run_and_is_cut_with_it(reader: Reader, watch: Watch) -> None:
     run = copied(watch, "growing")
-    page = reader().open(run="growing")
+    page = reader.open(run="growing")
     curve = page.get_by_role("img", name=re.compile("^reward:"))
     expect(curve).to_have_accessible_name(re.compile("at step 20"))
     add_steps(run, 21, 23)
@@ -171,8 +166,8 @@ def test_a_curve_grows_with_its_run_and_is_cut_with_it(reader: Callable[..., Rea
     expect(curve).to_have_accessible_name(re.compile("at step 12"), timeout=3000)
 
 
-def test_a_group_is_reached_by_keys_alone(reader: Callable[..., Reader]) -> None:
-    page = reader().open()
+def test_a_group_is_reached_by_keys_alone(reader: Reader) -> None:
+    page = reader.open()
 
     def tab_to(name: str) -> None:
         for _ in range(60):
@@ -199,8 +194,8 @@ def test_a_group_is_reached_by_keys_alone(reader: Callable[..., Reader]) -> None
     expect(page.get_by_role("button", name="Tokens of sample 0")).to_be_focused()
 
 
-def test_samples_are_chosen_by_reward_and_status_and_found_by_text(reader: Callable[..., Reader], watch: Watch) -> None:
-    page = reader().open(run="first", tab="groups", step="7")
+def test_samples_are_chosen_by_reward_and_status_and_found_by_text(reader: Reader, watch: Watch) -> None:
+    page = reader.open(run="first", tab="groups", step="7")
     rows = [json.loads(line) for line in (watch.directory / "first/samples.jsonl").read_text().splitlines()]
     of_step = [row for row in rows if row["step"] == 7]
     cards = page.get_by_role("article")
@@ -219,8 +214,8 @@ def test_samples_are_chosen_by_reward_and_status_and_found_by_text(reader: Calla
     assert re.search(r"#run=first&tab=groups&step=31&sample=\d+$", page.url), "it can be linked, without the token"
 
 
-def test_faults_stand_on_the_timeline(reader: Callable[..., Reader]) -> None:
-    page = reader().open(run="first", tab="faults")
+def test_faults_stand_on_the_timeline(reader: Reader) -> None:
+    page = reader.open(run="first", tab="faults")
     bar = page.get_by_role("button", name=re.compile(r"rollout\[1\] died; noticed after 0.7 s; restarted; stood 19 s"))
     bar.focus()
     page.keyboard.press("Enter")
@@ -232,9 +227,10 @@ def test_faults_stand_on_the_timeline(reader: Callable[..., Reader]) -> None:
     expect(page.get_by_label("Step", exact=True)).to_have_value("20")
 
 
-def test_tokens_are_coloured_and_those_that_were_given_marked(reader: Callable[..., Reader]) -> None:
-    page = reader().open(run="first", tab="groups", step="9")
+def test_tokens_are_coloured_and_those_that_were_given_marked(reader: Reader) -> None:
+    page = reader.open(run="first", tab="groups", step="9")
     page.get_by_role("button", name="Tokens of sample 0").click()
+    page.locator(".tokens .given").first.wait_for()
     pieces = page.locator(".tokens span")
     seen = "(spans) => spans.map((span) => [span.className, getComputedStyle(span).backgroundColor])"
     looks = pieces.evaluate_all(seen)
@@ -248,32 +244,31 @@ def test_tokens_are_coloured_and_those_that_were_given_marked(reader: Callable[.
     expect(page.get_by_role("dialog").get_by_role("status")).to_contain_text(re.compile(r"^1 of \d+: .* logprob .?\d"))
 
 
-def test_markup_and_control_characters_are_text(reader: Callable[..., Reader], watch: Watch) -> None:
+def test_markup_and_control_characters_are_text(reader: Reader, watch: Watch) -> None:
     run = copied(watch, "odd")
     row = {"step": 20, "prompt": ODD, "completion": ODD, "reward": None, "status": "failed", "answer": ODD}
     (run / "samples.jsonl").write_text(json.dumps(row) + "\n")
     (run / "eval_samples.jsonl").write_text(json.dumps({"row": 0, "group": 0, "sample": 0, **row}) + "\n")
     (run / "logs/rollout-0.log").write_text(ODD)
-    each = reader()
-    page = each.open(run="odd", tab="groups")
+    page = reader.open(run="odd", tab="groups")
     card = page.get_by_role("article")
     shown = "<script>window.harmed = 1</script><img src=x onerror='window.harmed = 1'>␇␛[31mred [U+202E] end"
     expect(card.locator("pre")).to_have_text(shown)
     expect(card).to_contain_text("not scored")
     assert page.evaluate("window.harmed") is None
     for tab in ("heldout", "logs"):
-        expect(each.open(run="odd", tab=tab).locator("main")).to_contain_text("␛[31mred [U+202E] end")
+        expect(reader.open(run="odd", tab=tab).locator("main")).to_contain_text("␛[31mred [U+202E] end")
         assert page.evaluate("window.harmed") is None
 
 
-def test_stop_asks_once_more_and_ends_the_driver(reader: Callable[..., Reader], watch: Watch) -> None:
+def test_stop_asks_once_more_and_ends_the_driver(reader: Reader, watch: Watch) -> None:
     run = copied(watch, "stopped")
     command = [sys.executable, "-c", DRIVER, str(run / "metrics.jsonl"), "tandem run"]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as driver:
         try:
             assert driver.stdout is not None and driver.stdout.readline() == b"ready\n"
             say_now(run, 21, "update", driver=driver.pid, at=time.time())
-            page = reader().open(run="stopped")
+            page = reader.open(run="stopped")
             expect(page.locator(".state")).to_have_text(re.compile("running"))
             page.get_by_role("button", name="Stop …").click()
             page.get_by_role("button", name="Keep it running").click()
@@ -287,8 +282,8 @@ def test_stop_asks_once_more_and_ends_the_driver(reader: Callable[..., Reader], 
             driver.kill()
 
 
-def test_held_out_answers_settings_and_logs_are_there(reader: Callable[..., Reader]) -> None:
-    page = reader().open(run="first", tab="heldout")
+def test_held_out_answers_settings_and_logs_are_there(reader: Reader) -> None:
+    page = reader.open(run="first", tab="heldout")
     page.get_by_label("Held-out prompt").select_option(index=1)
     expect(page.locator(".diff ins")).to_contain_text("which makes")
     expect(page.locator(".diff del")).to_contain_text("so")
@@ -305,11 +300,11 @@ def test_held_out_answers_settings_and_logs_are_there(reader: Callable[..., Read
     expect(page.get_by_role("img", name=re.compile(r"^Seconds of a step.*idle \(no phase\) \d"))).to_be_visible()
 
 
-def test_every_view_is_named_legible_and_no_wider_than_a_telephone(reader: Callable[..., Reader]) -> None:
-    each = reader(width=390)
+def test_every_view_is_named_legible_and_no_wider_than_a_telephone(reader: Reader) -> None:
+    reader.page.set_viewport_size({"width": 390, "height": 800})
     grounds = []
     for words in ({}, *({"run": "first", "tab": tab} for tab in TABS)):
-        page = each.open(**words)
+        page = reader.open(**words)
         page.locator(".body > *, table").first.wait_for()
         assert page.evaluate("document.documentElement.scrollWidth") == 390, words
         assert page.evaluate(UNNAMED) == [], words
@@ -326,37 +321,31 @@ def test_every_view_is_named_legible_and_no_wider_than_a_telephone(reader: Calla
         page.get_by_role("button", name="Theme: ").click()
         expect(page.get_by_role("button", name=f"Theme: {chosen}")).to_be_visible()
         assert page.evaluate("getComputedStyle(document.body).backgroundColor") == ground
+    page.set_viewport_size({"width": 1280, "height": 800})
 
 
-def test_it_says_so_when_the_run_or_the_server_is_gone(browser: Any, tmp_path: Path) -> None:
-    run = write_run(tmp_path / "outputs/one", steps=3)
-    watch = Watch(tmp_path / "outputs")
-    try:
-        each = Reader(browser, watch.address)
-        page = each.open(run="one")
-        watch.end()
-        expect(page.get_by_text("The server does not answer. Trying again.")).to_be_visible()
-        add_steps(run, 4, 5)
-        watch.start()
-        expect(page.get_by_role("img", name=re.compile("^reward:.*at step 5"))).to_be_visible()
-        expect(page.locator("#connection")).to_be_hidden()
-        shutil.rmtree(run)
-        expect(page.get_by_text("This run is no longer there.")).to_be_visible()
-        each.context.close()
-    finally:
-        with contextlib.suppress(OSError):
-            watch.end()
+def test_it_says_so_when_the_run_or_the_server_is_gone(reader: Reader, watch: Watch) -> None:
+    run = copied(watch, "gone")
+    page = reader.open(run="gone")
+    watch.end()
+    expect(page.get_by_text("The server does not answer. Trying again.")).to_be_visible()
+    add_steps(run, 21, 22)
+    watch.start()
+    expect(page.get_by_role("img", name=re.compile("^reward:.*at step 22"))).to_be_visible()
+    expect(page.locator("#connection")).to_be_hidden()
+    shutil.rmtree(run)
+    expect(page.get_by_text("This run is no longer there.")).to_be_visible()
+    reader.wrong.clear()  # the browser tells of each request without an answer
 
 
 def test_a_report_opens_without_a_server(
-    reader: Callable[..., Reader], watch: Watch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    reader: Reader, watch: Watch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_report([str(watch.directory / name) for name in ("first", "second")], str(tmp_path / "report.html"))
     capsys.readouterr()
-    each = reader(f"file://{tmp_path}/report.html")
     asked: list[str] = []
-    each.page.on("request", lambda request: asked.append(request.url.partition(":")[0]))
-    page = each.open()
+    reader.page.on("request", lambda request: asked.append(request.url.partition(":")[0]))
+    page = reader.open(f"file://{tmp_path}/report.html")
     page.get_by_role("link", name="first").click()
     expect(page.get_by_role("img", name=re.compile("^reward:.*at step 40"))).to_be_visible()
     page.get_by_role("link", name="Groups").click()
