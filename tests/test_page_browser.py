@@ -116,6 +116,7 @@ def copied(watch: Watch, name: str) -> Path:
 
 def test_runs_are_listed_and_drawn_over_each_other(reader: Reader) -> None:
     page = reader.open()
+    assert "token" not in page.url
     row = page.get_by_role("row").filter(has=page.get_by_role("link", name="second"))
     for text in ("died", "20 / 300", "reward/mean", "GRPO", "Qwen"):
         expect(row).to_contain_text(text)
@@ -218,6 +219,7 @@ def test_faults_stand_on_the_timeline(reader: Reader) -> None:
     page = reader.open(run="first", tab="faults")
     bar = page.get_by_role("button", name=re.compile(r"rollout\[1\] died; noticed after 0.7 s; restarted; stood 19 s"))
     bar.focus()
+    expect(bar).to_be_focused()
     page.keyboard.press("Enter")
     expect(page.locator(".chosen")).to_contain_text("(killed by signal 9); samples: data row 17, data row 4")
     expect(page.get_by_role("group", name="Faults over time").get_by_role("button")).to_have_count(4)
