@@ -18,6 +18,8 @@ import { colour, onTheme } from "./theme.js";
 export const HUES = 8;
 const DASHES = [[], [6, 4], [2, 3], [9, 3, 2, 3]];
 const HEIGHT = 190;
+/** Distances between the ticks of steps. */
+export const WHOLE = Array.from({ length: 12 }, (_, power) => [1, 2, 5].map((each) => each * 10 ** power)).flat();
 const TABLE_ROWS = 40;
 const FEW_POINTS = 30;
 
@@ -112,7 +114,7 @@ export class Chart {
           y: { distr: this.log ? 3 : 1 },
         },
         axes: [
-          { ...axis, size: 28 },
+          { ...axis, size: 28, incrs: WHOLE },
           {
             ...axis,
             size: 54,

@@ -80,7 +80,7 @@ export async function curvesTab(context) {
   function wanted() {
     const { panels, metrics } = context.run();
     const text = search.value.trim();
-    if (!text) {
+    if (!text && (panels.length || !metrics.length)) {
       said.textContent = panels.length ? "" : "This run has no metrics yet.";
       return panels;
     }

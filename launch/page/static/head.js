@@ -3,7 +3,7 @@
  */
 
 import { fill, h, openDialog } from "./dom.js";
-import { ago, change, duration, number, percent } from "./numbers.js";
+import { change, duration, number, percent } from "./numbers.js";
 
 const SIGNS = /** @type {Record<string, string>} */ ({
   running: "●",
@@ -62,7 +62,7 @@ function factsOf(run) {
   const steps = run.steps ? `${number(run.step ?? 0)} of ${number(run.steps)}` : number(run.step);
   const facts = /** @type {[string, any][]} */ ([["step", steps]]);
   if (run.state === "running") {
-    const since = run.phase_since ? `, since ${ago(run.phase_since).replace(" ago", "")}` : "";
+    const since = run.phase_since ? ` for ${duration(Math.max(0, Date.now() / 1000 - run.phase_since))}` : "";
     facts.push(
       ["phase", run.phase ? `${run.phase}${since}` : "–"],
       ["left", run.eta_s === null ? "–" : `about ${duration(run.eta_s)}`],
@@ -74,7 +74,7 @@ function factsOf(run) {
     ["job", run.job],
     ["model", run.model],
   );
-  return facts.filter(([, value]) => value);
+  return facts.filter(([, value]) => value && value !== "–");
 }
 
 /** @param {any} tile */

@@ -1,6 +1,6 @@
 /** Where a step's time goes: its phases as a stack, with what is left of it, and what the engines did meanwhile. */
 
-import { HUES } from "./chart.js";
+import { HUES, WHOLE } from "./chart.js";
 import { choice, field, fill, h, table } from "./dom.js";
 import { duration, percent } from "./numbers.js";
 import { colour, onTheme } from "./theme.js";
@@ -197,7 +197,7 @@ class Stack {
           y: { range: (/** @type {any} */ _, /** @type {number} */ __, /** @type {number} */ most) => [0, most || 1] },
         },
         axes: [
-          { ...axis, size: 28 },
+          { ...axis, size: 28, incrs: WHOLE },
           { ...axis, size: 54 },
         ],
         series: [

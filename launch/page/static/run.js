@@ -12,6 +12,8 @@ import { phasesTab } from "./phases.js";
 import { Series } from "./series.js";
 import { settingsTab } from "./settings.js";
 
+const AGAIN_MS = 5000;
+
 /**
  * @typedef {object} Context what a view knows
  * @property {any} source
@@ -144,6 +146,7 @@ export async function runView(source, address, tellState) {
   }
 
   await open(address.tab);
+  const timer = setInterval(head.show, AGAIN_MS); // how long a phase lasts
   const unheard = source.live(id, { run: onRun, steps: onSteps, again, state: tellState }, series.mark);
   return {
     element,
@@ -156,6 +159,7 @@ export async function runView(source, address, tellState) {
     },
     close: () => {
       turn += 1;
+      clearInterval(timer);
       unheard();
       tab?.close?.();
     },
