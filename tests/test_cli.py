@@ -65,7 +65,7 @@ def tandem() -> Iterator[Tandem]:
 MISTAKES = {
     "unknown verb": (
         ["chek", "job.yaml"],
-        "verb: must be one of init, run, check, data, chat, export, curves, mine, search, submit, status, "
+        "verb: must be one of init, run, check, data, chat, export, curves, watch, mine, search, submit, status, "
         "logs, stop, list, k8s, help (did you mean check?), got chek",
     ),
     "unknown option": (

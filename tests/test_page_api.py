@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from launch.page import open_run
 from launch.page.samples import MOST_CHARACTERS, SHOWN_CHARACTERS
 from launch.tracking.events import Events, Fault
 from tests.page_client import append, asked, client_of, metrics, sample, write_grpo, write_now
@@ -335,9 +336,12 @@ def test_a_run_that_is_deleted_while_it_is_shown_is_not_found(tmp_path: Path, pa
     assert asked(client, "run", id="one")["step"] == 1, "another run of this name"
 
 
-def test_no_more_runs_than_eight_are_kept(tmp_path: Path) -> None:
+def test_no_more_runs_than_eight_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(10):
         write_grpo(tmp_path / f"{number}", number + 1)
-    client = client_of(tmp_path)
-    for number in [*range(10), *range(10)]:
+    client, opened = client_of(tmp_path), list[str]()
+    make = open_run.OpenRun
+    monkeypatch.setattr(open_run, "OpenRun", lambda below, name: opened.append(name) or make(below, name))
+    for number in [*range(10), 9, 5, 2, 0]:
         assert asked(client, "run", id=f"{number}")["step"] == number + 1
+    assert opened == [*"0123456789", "0"], "2 to 9 are there"

@@ -108,7 +108,7 @@ def test_metrics_without_numbers_are_gaps(tmp_path: Path) -> None:
         "step": [1, 2, 3, 4, 5, 6],
         "values": {"a": [None] * 5 + [2.0], "b": [1.0] + [None] * 5, "c": [None] * 6},
     }
-    assert (table.last("a"), table.first("b"), table.last("c"), table.damaged) == (2.0, 1.0, None, 0)
+    assert (table.last("a"), table.last("b"), table.last("c"), table.damaged) == (2.0, 1.0, None, 0)
 
 
 @pytest.mark.parametrize(
@@ -262,6 +262,17 @@ def test_a_file_that_is_none_or_lies_outside_is_not_read(tmp_path: Path, kind: s
         with pytest.raises(FileNotFoundError):
             read()
     assert below.stamp(path) is None and below.names(run / "logs") == []
+
+
+def test_a_folder_that_becomes_a_link_at_the_last_moment_leads_nowhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, secret = write_grpo(tmp_path / "outputs/one"), tmp_path / "secret"
+    append(secret / "driver.log", ["secret"])
+    (run / "logs").symlink_to(secret)
+    monkeypatch.setattr(Below, "inside", lambda self, path: path)  # as it was when it was looked at
+    with pytest.raises(FileNotFoundError):
+        Below(tmp_path / "outputs").open(run / "logs/driver.log")
 
 
 def test_json_for_browsers_has_no_nan_and_no_lone_surrogates() -> None:

@@ -16,6 +16,7 @@ from launch.page.sample_tokens import places_with_tokens, tokens_of
 from launch.page.samples import MOST_CHARACTERS, search_samples, shown_groups, shown_sample
 from launch.page.state import RUNNING, can_stop, current, state_of
 from launch.tracking.curves import phases_of
+from launch.tracking.now import END
 
 MOST_POINTS = 2000
 _FOR_ETA = 20
@@ -43,7 +44,6 @@ class Answers:
             with run.lock:
                 run.read()
         except FileNotFoundError:
-            self._open.close(name)
             raise FileNotFoundError(f"id: must be a run below the directory, got {name[:200]}") from None
         return run
 
@@ -58,6 +58,7 @@ class Answers:
             step = int(table.steps[-1]) if table.rows else None
             steps = (now.steps if now else None) or steps_of_config(config)
             running = state.name == RUNNING
+            ending = now is not None and now.phase == END
             starts = attempts(events, now)
             checkpoints = kept_checkpoints(run.below, run.directory)
             return {
@@ -71,7 +72,7 @@ class Answers:
                 "steps": steps,
                 "phase": now.phase if now else "",
                 "phase_since": now.since if now else None,
-                "eta_s": _eta_s(table, step, steps) if running else None,
+                "eta_s": _eta_s(table, step, steps) if running and not ending else None,
                 "elapsed_s": table.last("time/elapsed") if table.rows else now and now.elapsed_s,
                 "effective": table.last("time/effective"),
                 "tiles": tiles(table),

@@ -75,8 +75,3 @@ class OpenRuns:
             while len(self._open) > MOST_OPEN:
                 self._open.popitem(last=False)
             return found
-
-    def close(self, name: str) -> None:
-        """Forget a run, as one that is gone."""
-        with self._lock:
-            self._open.pop(name, None)

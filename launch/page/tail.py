@@ -58,9 +58,8 @@ class FileTail:
     def _is_another(self, file: int, now: Stamp) -> bool:
         if self._stamp is not None and now.inode != self._stamp.inode:
             return True
-        return (
-            now.size < self._read or os.pread(file, len(self._anchor), self._read - len(self._anchor)) != self._anchor
-        )
+        # Also where it has become shorter: there is less to be read then.
+        return os.pread(file, len(self._anchor), self._read - len(self._anchor)) != self._anchor
 
     def _begin_anew(self) -> None:
         if self._read:
