@@ -51,6 +51,7 @@ export function runHead(context) {
       facts,
       factsOf(run).map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value))),
     );
+    tiles.hidden = !run.tiles.length;
     fill(tiles, run.tiles.map(tileElement));
   }
   show();

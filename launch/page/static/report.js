@@ -43,9 +43,9 @@ export class Report {
   /** @param {Record<string, string | number>} words */
   metrics({ id, names }) {
     const { step, values } = this.answer("metrics", { id });
-    const wanted = String(names)
-      .split(",")
-      .filter((name) => name in values);
+    const wanted = (names === undefined ? Object.keys(values) : String(names).split(",")).filter(
+      (name) => name in values,
+    );
     return { step, values: Object.fromEntries(wanted.map((name) => [name, values[name]])) };
   }
 

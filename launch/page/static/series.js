@@ -22,7 +22,7 @@ export class Series {
   async load(names) {
     const missing = names.filter((name) => !this.points.has(name));
     if (!missing.length) return;
-    const found = await this.source.get("metrics", { id: this.id, names: missing.join(","), most: MOST_POINTS });
+    const found = await this.source.get("metrics", { id: this.id, ...named(missing), most: MOST_POINTS });
     this.mark ||= found.mark ?? "";
     for (const name of missing) this.points.set(name, { steps: [], values: [] });
     this.append(found);
@@ -64,10 +64,16 @@ export class Series {
     const names = [...this.points.keys()];
     if (!names.length) return;
     const last = Math.max(0, ...names.map((name) => this.of(name).steps.at(-1) ?? 0));
-    this.append(
-      await this.source.get("metrics", { id: this.id, names: names.join(","), after: last, most: MOST_POINTS }),
-    );
+    this.append(await this.source.get("metrics", { id: this.id, ...named(names), after: last, most: MOST_POINTS }));
   }
+}
+
+/**
+ * What asks for these metrics; all are asked for where a comma is part of a name.
+ * @param {string[]} names @returns {Record<string, string>}
+ */
+function named(names) {
+  return names.some((name) => name.includes(",")) ? {} : { names: names.join(",") };
 }
 
 /**
