@@ -161,6 +161,12 @@ def test_a_curve_grows_with_its_run_and_is_cut_with_it(reader: Reader, watch: Wa
     add_steps(run, 21, 23)
     expect(curve).to_have_accessible_name(re.compile("at step 23"), timeout=3000)
     expect(page.locator(".head")).to_contain_text("23 of 300")
+    see = "(hidden) => { Object.defineProperty(document, 'hidden', {value: hidden, configurable: true});"
+    see += " document.dispatchEvent(new Event('visibilitychange')); }"
+    page.evaluate(see, True)  # another tab is before it
+    add_steps(run, 24, 24)
+    page.evaluate(see, False)
+    expect(curve).to_have_accessible_name(re.compile("at step 24"), timeout=3000)
     kept = (run / "metrics.jsonl").read_text().splitlines(keepends=True)[:13]
     (run / "metrics.new").write_text("".join(kept))
     os.replace(run / "metrics.new", run / "metrics.jsonl")
@@ -249,14 +255,17 @@ def test_tokens_are_coloured_and_those_that_were_given_marked(reader: Reader) ->
 def test_markup_and_control_characters_are_text(reader: Reader, watch: Watch) -> None:
     run = copied(watch, "odd")
     row = {"step": 20, "prompt": ODD, "completion": ODD, "reward": None, "status": "failed", "answer": ODD}
-    (run / "samples.jsonl").write_text(json.dumps(row) + "\n")
+    long = row | {"completion": 100_000 * "long " + "at last"}
+    (run / "samples.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(long) + "\n")
     (run / "eval_samples.jsonl").write_text(json.dumps({"row": 0, "group": 0, "sample": 0, **row}) + "\n")
     (run / "logs/rollout-0.log").write_text(ODD)
     page = reader.open(run="odd", tab="groups")
-    card = page.get_by_role("article")
+    card, other = page.get_by_role("article").all()
     shown = "<script>window.harmed = 1</script><img src=x onerror='window.harmed = 1'>␇␛[31mred [U+202E] end"
     expect(card.locator("pre")).to_have_text(shown)
     expect(card).to_contain_text("not scored")
+    other.get_by_role("button", name="Whole").click()
+    expect(other).to_contain_text("long at last")
     assert page.evaluate("window.harmed") is None
     for tab in ("heldout", "logs"):
         expect(reader.open(run="odd", tab=tab).locator("main")).to_contain_text("␛[31mred [U+202E] end")
@@ -337,6 +346,7 @@ def test_it_says_so_when_the_run_or_the_server_is_gone(reader: Reader, watch: Wa
     expect(page.locator("#connection")).to_be_hidden()
     shutil.rmtree(run)
     expect(page.get_by_text("This run is no longer there.")).to_be_visible()
+    page.goto("about:blank")
     reader.wrong.clear()  # the browser tells of each request without an answer
 
 

@@ -1,15 +1,6 @@
 /** Where the page has its data from: the server of `tandem watch`. */
 
-/**
- * @typedef {object} Listener what is told while something is shown
- * @property {(run: any) => void} [run]
- * @property {(steps: any) => void} [steps]
- * @property {(runs: any) => void} [runs]
- * @property {() => void} [again] the connection is back: whatever was missed must be read
- * @property {(line: string) => void} state what is wrong with the connection; empty: nothing
- */
-
-const AGAIN_MS = 1000;
+import { Listening } from "./listening.js";
 
 export class ServerError extends Error {
   /** @param {number} status 0 where there was no answer @param {string} line */
@@ -45,42 +36,13 @@ export class Server {
 
   /**
    * Listen to a run, or to the list (id empty), until the function that is returned is called.
-   * @param {string} id @param {Listener} listener @param {string} [mark] up to where metrics are known
+   * @param {string} id
+   * @param {import("./listening.js").Listener} listener
+   * @param {string} [mark] up to where metrics are known
    */
   live(id, listener, mark = "") {
-    let closed = false;
-    let timer = 0;
-    /** @type {EventSource | null} */
-    let events = null;
-    const open = (/** @type {boolean} */ again) => {
-      events = new EventSource(`api/live${query({ ...(id && { id }), ...(mark && !again && { mark }) })}`);
-      for (const kind of /** @type {const} */ (["run", "steps", "runs"]))
-        events.addEventListener(kind, (event) => listener[kind]?.(JSON.parse(event.data)));
-      events.onopen = () => {
-        listener.state("");
-        if (again) listener.again?.();
-      };
-      events.onerror = () => lost();
-    };
-    const lost = async () => {
-      events?.close();
-      if (closed) return;
-      try {
-        await this.get(id ? "run" : "runs", id ? { id } : {});
-        timer = window.setTimeout(() => open(true), AGAIN_MS / 2);
-      } catch (error) {
-        if (closed) return;
-        const status = /** @type {ServerError} */ (error).status;
-        listener.state(status === 404 ? "This run is no longer there." : "The server does not answer. Trying again.");
-        timer = window.setTimeout(lost, AGAIN_MS);
-      }
-    };
-    open(false);
-    return () => {
-      closed = true;
-      clearTimeout(timer);
-      events?.close();
-    };
+    const listening = new Listening(this, id, listener, mark);
+    return () => listening.close();
   }
 
   headers() {
