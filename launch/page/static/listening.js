@@ -1,6 +1,6 @@
 /** What the server tells while a view is shown: a run's new steps, its state, or the list. */
 
-import { query } from "./server.js";
+import { query } from "./query.js";
 
 /**
  * @typedef {object} Listener what is told while something is shown

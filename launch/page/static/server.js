@@ -1,6 +1,7 @@
 /** Where the page has its data from: the server of `tandem watch`. */
 
 import { Listening } from "./listening.js";
+import { query } from "./query.js";
 
 export class ServerError extends Error {
   /** @param {number} status 0 where there was no answer @param {string} line */
@@ -48,12 +49,6 @@ export class Server {
   headers() {
     return this.token ? { "X-Tandem-Token": this.token } : undefined;
   }
-}
-
-/** @param {Record<string, string | number>} words */
-export function query(words) {
-  const text = new URLSearchParams(Object.entries(words).map(([name, value]) => [name, String(value)])).toString();
-  return text ? `?${text}` : "";
 }
 
 /** @param {() => Promise<Response>} ask */
