@@ -27,7 +27,7 @@ def client_of(directory: Path, access: Access = LOOPBACK) -> TestClient:
 
 def asked(client: TestClient, path: str, status: int = 200, /, **words: object) -> Any:
     """The answer to a question of the API, which must be JSON without NaN, of this status."""
-    answer = client.get(f"/api/{path}", params={name: str(value) for name, value in words.items()})
+    answer = client.get(f"/api/{path}", params={name: str(value) for name, value in words.items()} or None)
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"] == "application/json"
     return json.loads(answer.content, parse_constant=_refused)

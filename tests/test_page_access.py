@@ -1,6 +1,7 @@
 """Who may ask the page's server, and where it listens."""
 
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -133,6 +134,15 @@ def test_elsewhere_every_request_needs_it(tmp_path: Path, static: Path) -> None:
 )
 def test_the_address_has_the_token_where_no_server_of_others_sees_it(access: Access, address: str) -> None:
     assert access.address == address
+
+
+def test_a_package_that_is_missing_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    assert main(["watch", str(tmp_path)]) == 2
+    told = capsys.readouterr()
+    assert told.err.splitlines()[-1].startswith("error: package uvicorn: must be installed for ") and not told.out
 
 
 @pytest.fixture

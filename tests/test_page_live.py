@@ -99,6 +99,17 @@ def test_steps_arrive_while_they_are_written(tmp_path: Path, monkeypatch: pytest
         assert httpx.get(f"{address}/api/live?id=one").status_code == 404
 
 
+def test_a_server_that_ends_ends_its_connections_in_silence(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    write_grpo(tmp_path / "one")
+    with ExitStack() as opened:
+        with served(tmp_path) as address:
+            connections = [Events(opened, f"{address}/api/live{query}") for query in ("", "?id=one")]
+        for events in connections:
+            with pytest.raises(AssertionError, match="the connection has ended"):
+                events.next("nothing")
+    assert capfd.readouterr() == ("", "")
+
+
 def test_the_list_arrives_when_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(live_module, "_LIST_S", 0.1)
     write_grpo(tmp_path / "one")
@@ -128,7 +139,7 @@ def test_a_silent_stream_says_now_and_then_that_it_is_there(monkeypatch: pytest.
     monkeypatch.setattr(live_module, "_COMMENT_S", 0.02)
 
     async def first(count: int) -> list[bytes]:
-        stream = live_module.stream(list, 0.01)
+        stream = live_module.stream(list, 0.01, lambda: False)
         return [await anext(stream) for _ in range(count)]
 
     assert asyncio.run(first(3)) == [b": \n\n"] * 3

@@ -169,6 +169,7 @@ def test_a_fault_that_was_given_up_is_why_a_run_has_failed(tmp_path: Path) -> No
     events = Events(run)
     number = events.noticed(Fault(who="driver", what="died", noticed_by="exit"))
     write_now(run, at=written(), phase="update", driver=2**22 - 1, host=socket.gethostname())
+    append(run / "events.jsonl", ['{"fault": [1], "event": "recovered"}', '{"fault": {}, "event": "noticed"}'])
     assert state(run) == ("running", ""), "it is about to be started again"
     events.given_up(number, "4 faults in a row")
     assert state(run) == ("died", "driver died: 4 faults in a row")

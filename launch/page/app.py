@@ -14,7 +14,7 @@ from starlette.staticfiles import StaticFiles
 
 from launch.page.answers import MOST_POINTS, Answers
 from launch.page.guard import Access, RequestGuard, refusal
-from launch.page.live import live
+from launch.page.live import Ending, live
 from launch.page.rows import encoded
 from launch.page.state import StopError, stop_run
 
@@ -27,17 +27,18 @@ class QueryError(Exception):
     """A question cannot be understood: one line says why."""
 
 
-def page_app(directory: Path, access: Access) -> Starlette:
+def page_app(directory: Path, access: Access, ending: Ending = lambda: False) -> Starlette:
     """The application.
 
     Args:
         directory: a run, or a directory of runs; nothing outside of it is read.
         access: where it is served, and its token.
+        ending: whether the server is ending, which connections that wait for events would hold up.
     """
     answers = Answers(directory)
     routes = [
         *(Route(f"/api/{name}", _json(answers, answer)) for name, answer in _ANSWERS.items()),
-        Route("/api/live", lambda request: _live(answers, request)),
+        Route("/api/live", lambda request: _live(answers, request, ending)),
         Route("/api/stop", lambda request: _stop(answers, request), methods=["POST"]),
         Route("/api/{rest:path}", _unknown),
         Mount("/", StaticFiles(directory=STATIC, html=True, check_dir=False)),
@@ -139,7 +140,7 @@ def _said(ask: Callable[[], dict[str, Any]]) -> Response:
         return refusal(409, str(error))
 
 
-def _live(answers: Answers, request: Request) -> Response:
+def _live(answers: Answers, request: Request, ending: Ending) -> Response:
     name = request.query_params.get("id") or None
     if name is not None:
         try:
@@ -147,7 +148,7 @@ def _live(answers: Answers, request: Request) -> Response:
         except FileNotFoundError as error:
             return refusal(404, str(error))
     mark = request.headers.get("last-event-id") or request.query_params.get("mark") or ""
-    return StreamingResponse(live(answers, name, mark), media_type="text/event-stream")
+    return StreamingResponse(live(answers, name, mark, ending), media_type="text/event-stream")
 
 
 def _stop(answers: Answers, request: Request) -> Response:

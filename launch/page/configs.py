@@ -5,8 +5,7 @@ from typing import Any
 
 from launch.kinds.table import KINDS
 from launch.page.files import Below
-from launch.page.metric_table import as_json
-from launch.page.rows import whole_number
+from launch.page.rows import as_json, whole_number
 
 _LARGEST = 2**22
 _DEEPEST = 20

@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 from starlette.concurrency import run_in_threadpool
 
@@ -17,8 +17,11 @@ _LOOK_S, _LIST_S = 0.5, 2.0
 _COMMENT_S = 15.0
 """Longest silence: proxies end a connection that says nothing."""
 _MOST_ROWS = 2000
+_ENDING_S = 0.2
+"""After so many seconds a connection has noticed that the server is ending."""
 
-T = TypeVar("T")
+Ending = Callable[[], bool]
+"""Whether the server is ending."""
 
 
 def event(name: str, value: object, mark: str = "") -> bytes:
@@ -80,11 +83,11 @@ class ListNews:
         return [event("runs", found)]
 
 
-async def stream(look: Callable[[], list[bytes]], every_s: float) -> AsyncIterator[bytes]:
-    """Events as they come, and a comment now and then; ends with `gone` when what is looked at is."""
+async def stream(look: Callable[[], list[bytes]], every_s: float, ending: Ending) -> AsyncIterator[bytes]:
+    """Events as they come, and a comment now and then; ends with the server, or with `gone` when the run is."""
     said = time.monotonic()
     yield b": \n\n"  # the browser knows that it is connected
-    while True:
+    while not ending():
         try:
             found = await run_in_threadpool(look)
         except FileNotFoundError as error:
@@ -97,11 +100,13 @@ async def stream(look: Callable[[], list[bytes]], every_s: float) -> AsyncIterat
             if not found:
                 yield b": \n\n"
             said = now
-        await asyncio.sleep(every_s)
+        until = now + every_s
+        while not ending() and (left := until - time.monotonic()) > 0:
+            await asyncio.sleep(min(left, _ENDING_S))
 
 
-def live(answers: Answers, name: str | None, mark: str) -> AsyncIterator[bytes]:
+def live(answers: Answers, name: str | None, mark: str, ending: Ending) -> AsyncIterator[bytes]:
     """The events of a run, or of the list where there is no `name`."""
     if name is None:
-        return stream(ListNews(answers).look, _LIST_S)
-    return stream(RunNews(answers, name, mark).look, _LOOK_S)
+        return stream(ListNews(answers).look, _LIST_S, ending)
+    return stream(RunNews(answers, name, mark).look, _LOOK_S, ending)

@@ -59,13 +59,15 @@ def _over(line: Line) -> dict[str, Any]:
 
 
 def attempts(lines: Iterable[Line], now: Current | None) -> list[dict[str, Any]]:
-    """The attempts at a run as far as they are known, `{"number", "step", "at"}`: where each began."""
+    """The attempts at a run as far as they are known, `{"number", "step", "at"}`: where each began, and when."""
     began = None if now is None or now.elapsed_s is None else now.at - now.elapsed_s
     found: dict[int, dict[str, Any]] = {1: {"number": 1, "step": 0, "at": began}}
     for line in lines:
         attempt, at = whole_number(line.get("attempt")), seconds_of(line.get("at"))
         if attempt is not None and attempt not in found:
-            found[attempt] = {"number": attempt, "step": whole_number(line.get("step")), "at": at}
+            step, again = whole_number(line.get("step")), whole_number(line.get("redone_steps")) or 0
+            # The first line of an attempt tells that the fault before it is over.
+            found[attempt] = {"number": attempt, "step": None if step is None else max(0, step - again), "at": at}
     if now is not None and now.attempt is not None and now.attempt not in found:
         found[now.attempt] = {"number": now.attempt, "step": now.step, "at": now.since}
     return [found[attempt] for attempt in sorted(found)]

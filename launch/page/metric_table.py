@@ -1,6 +1,5 @@
 """The metrics of one run in memory, a column of numbers for each, and the warnings that its steps have given."""
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -168,12 +167,3 @@ def last_rows(text: bytes, *, whole_file: bool) -> list[dict[str, Any]]:
     lines = text.split(b"\n")[:-1]
     found = (parsed_row(line) for line in reversed(lines if whole_file else lines[1:]))
     return [row for row in found if row is not None]
-
-
-def as_json(line: bytes) -> dict[str, Any] | None:
-    """Any line of JSON that is a mapping; None for everything else."""
-    try:
-        found = json.loads(line.strip(b"\0\r\n ").decode("utf-8", "replace"))
-    except (ValueError, RecursionError):
-        return None
-    return found if isinstance(found, dict) else None

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from launch.page.files import Below, run_of
-from launch.page.metric_table import MetricTable, as_json
+from launch.page.metric_table import MetricTable
+from launch.page.rows import as_json
 from launch.page.samples import HeldOut
 from launch.page.step_lines import StepLines
 from launch.page.tail import FileTail

@@ -8,13 +8,19 @@ _LARGEST_STEP = 2**53
 """From here on a browser's numbers are no whole numbers."""
 
 
-def parsed_row(line: bytes) -> dict[str, Any] | None:
-    """A line of JSON with the number of its step; None where it is none of a run's. NaN and infinity may be in it."""
+def as_json(line: bytes) -> dict[str, Any] | None:
+    """Any line of JSON that is a mapping; None for everything else."""
     try:
-        row = json.loads(line.strip(b"\0\r\n ").decode("utf-8", "replace"))
+        found = json.loads(line.strip(b"\0\r\n ").decode("utf-8", "replace"))
     except (ValueError, RecursionError):
         return None
-    if not isinstance(row, dict):
+    return found if isinstance(found, dict) else None
+
+
+def parsed_row(line: bytes) -> dict[str, Any] | None:
+    """A line of JSON with the number of its step; None where it is none of a run's. NaN and infinity may be in it."""
+    row = as_json(line)
+    if row is None:
         return None
     step = row.get("step")
     return row if type(step) is int and 0 <= step < _LARGEST_STEP else None

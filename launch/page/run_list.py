@@ -6,9 +6,9 @@ from typing import Any
 
 from launch.page.configs import job_of, model_of, name_of, read_config, steps_of_config
 from launch.page.files import Below, Stamp, find_runs
-from launch.page.metric_table import as_json, last_rows
+from launch.page.metric_table import last_rows
 from launch.page.panels import MOST_LISTED, tile_metrics
-from launch.page.rows import number
+from launch.page.rows import as_json, number
 from launch.page.state import current, state_of
 from launch.tracking.events import NAME
 

@@ -144,17 +144,17 @@ class HeldOut:
 
     def prompts(self) -> list[dict[str, Any]]:
         """`{"number", "prompt"}` of each, in the order in which they came."""
-        return [{"number": number_, "prompt": prompt} for number_, (prompt, _) in enumerate(self._found.values())]
+        return [{"number": which, "prompt": prompt} for which, (prompt, _) in enumerate(self._found.values())]
 
-    def steps(self, number_: int) -> dict[str, Any] | None:
+    def steps(self, which: int) -> dict[str, Any] | None:
         """A prompt, and its completion in each evaluation; of several, all. None where there is no such prompt.
 
         Raises:
             FileNotFoundError: the file is gone.
         """
-        if not 0 <= number_ < len(self._found):
+        if not 0 <= which < len(self._found):
             return None
-        _, places = list(self._found.values())[number_]
+        _, places = list(self._found.values())[which]
         rows = [parsed_row(self._below.read(self._path, length, end=start + length)) for start, length in places]
         found = [row for row in rows if row is not None]
         return {

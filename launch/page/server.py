@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 PORT, _TRIED = 8400, 20
 """Port where none is given, and how many further ones are tried."""
-_GRACE_S = 1
-"""That connections which wait for events have when the server ends."""
+_GRACE_S = 3
+"""That answers which are being given have when the server ends."""
 
 
 def watch(directory: str, *, host: str, port: int | None, token: str | None) -> int:
@@ -100,11 +100,12 @@ def page_server(directory: Path, access: Access) -> "uvicorn.Server":
     from launch.page.app import page_app
 
     config = uvicorn.Config(
-        page_app(directory, access),
+        page_app(directory, access, lambda: server.should_exit),
         log_level="warning",
         access_log=False,  # it would hold the token of the first request
         server_header=False,
         lifespan="off",
         timeout_graceful_shutdown=_GRACE_S,
     )
-    return uvicorn.Server(config)
+    server = uvicorn.Server(config)
+    return server

@@ -13,8 +13,7 @@ from typing import Any
 import psutil
 
 from launch.page.files import Below, Stamp
-from launch.page.metric_table import as_json
-from launch.page.rows import number, text, whole_number
+from launch.page.rows import as_json, number, text, whole_number
 from launch.tracking.events import GIVEN_UP, NOTICED, RECOVERED
 from launch.tracking.now import END, NOW
 
@@ -221,8 +220,8 @@ def _exported(below: Below, directory: Path, config: Stamp | None) -> bool:
 
 
 def _starts_again(events: list[dict[str, Any]]) -> bool:
-    over = {line.get("fault") for line in events if line.get("event") in (RECOVERED, GIVEN_UP)}
-    return any(line.get("event") == NOTICED and line.get("fault") not in over for line in events)
+    over = {whole_number(line.get("fault")) for line in events if line.get("event") in (RECOVERED, GIVEN_UP)}
+    return any(line.get("event") == NOTICED and whole_number(line.get("fault")) not in over for line in events)
 
 
 def _death(now: Current, events: list[dict[str, Any]]) -> str:
