@@ -339,7 +339,7 @@ def test_it_says_so_when_the_run_or_the_server_is_gone(reader: Reader, watch: Wa
     run = copied(watch, "gone")
     page = reader.open(run="gone")
     watch.end()
-    expect(page.get_by_text("The server does not answer. Trying again.")).to_be_visible()
+    expect(page.get_by_text("The server does not answer")).to_be_visible()
     add_steps(run, 21, 22)
     watch.start()
     expect(page.get_by_role("img", name=re.compile("^reward:.*at step 22"))).to_be_visible()

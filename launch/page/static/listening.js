@@ -11,9 +11,9 @@ import { query } from "./query.js";
  * @property {(line: string) => void} state what is wrong with the connection; empty: nothing
  */
 
-const AGAIN_MS = 700;
+const [AGAIN_MS, MOST_MS] = [700, 10000];
 const GONE = "This run is no longer there.";
-const SILENT = "The server does not answer. Trying again.";
+const SILENT = "The server does not answer (that of `run --watch` ends with its run). Trying again.";
 
 /** Listens until closed, and only while the page is seen: a browser has six connections to a server, for all tabs. */
 export class Listening {
@@ -28,6 +28,7 @@ export class Listening {
     this.words = /** @type {Record<string, string>} */ (id ? { id } : {});
     this.listener = listener;
     this.timer = 0;
+    this.tries = 0;
     this.closed = false;
     /** @type {EventSource | null} */
     this.events = null;
@@ -45,6 +46,7 @@ export class Listening {
       events.addEventListener(kind, (event) => this.listener[kind]?.(JSON.parse(event.data)));
     events.onopen = () => {
       this.listener.state("");
+      this.tries = 0;
       if (again) this.listener.again?.();
     };
     events.onerror = () => this.lost();
@@ -60,7 +62,9 @@ export class Listening {
     );
     if (this.closed || document.hidden) return;
     if (line) this.listener.state(line);
-    this.timer = window.setTimeout(() => (line ? this.lost() : this.open(true)), AGAIN_MS);
+    const wait = Math.min(MOST_MS, AGAIN_MS * 1.5 ** this.tries);
+    this.tries += 1;
+    this.timer = window.setTimeout(() => (line ? this.lost() : this.open(true)), wait);
   }
 
   pause() {

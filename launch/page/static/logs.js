@@ -29,7 +29,7 @@ export async function logsTab(context) {
     if (found.end === end && found.start === start && text.dataset.name === name) return;
     const follows = text.scrollTop + text.clientHeight >= text.scrollHeight - 4;
     text.dataset.name = name;
-    fill(text, visible(found.text));
+    fill(text, shown(found.text));
     if (follows) text.scrollTop = text.scrollHeight;
     tell(found.start, found.end);
   }
@@ -37,7 +37,7 @@ export async function logsTab(context) {
   async function readEarlier() {
     const found = await source.get("log", { id, name, before: start });
     const height = text.scrollHeight;
-    text.prepend(visible(found.text));
+    text.prepend(shown(found.text));
     text.scrollTop += text.scrollHeight - height;
     tell(found.start, end);
     text.dataset.name = ""; // what is shown is no longer the end alone: it stays until another log is chosen
@@ -57,4 +57,9 @@ export async function logsTab(context) {
     if (source.isLive && context.run().state === "running" && text.dataset.name === name) readEnd().catch(() => {});
   }, AGAIN_MS);
   return { element, shown: () => (text.scrollTop = text.scrollHeight), close: () => clearInterval(timer) };
+}
+
+/** Progress bars write over their line: here each state of them is one. @param {string} text */
+function shown(text) {
+  return visible(text.replace(/\r\n?/g, "\n"));
 }

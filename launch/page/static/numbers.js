@@ -28,6 +28,7 @@ export function percent(share) {
 /** Example: 192 -> 3 min 12 s. @param {number | null | undefined} seconds */
 export function duration(seconds) {
   if (seconds === null || seconds === undefined || !Number.isFinite(seconds)) return "–";
+  if (seconds && seconds < 0.095) return `${Math.round(1000 * seconds) || "< 1"} ms`;
   if (seconds < 10) return `${seconds.toFixed(1)} s`;
   if (seconds < 60) return `${Math.round(seconds)} s`;
   const units = /** @type {const} */ ([
