@@ -323,17 +323,17 @@ VERBS = {
         takes.metrics_arguments,
         model_verbs.on_metrics,
     ),
-    "report": Verb(
-        "says what has become of a run, finished or not: one JSON object for programs",
-        "tandem report outputs/first --json",
-        takes.report_arguments,
-        model_verbs.on_report,
-    ),
     "watch": Verb(
         "serves a page about runs, live or finished: curves, completions, faults, logs",
         "tandem watch outputs",
         takes.watch_arguments,
         model_verbs.on_watch,
+    ),
+    "report": Verb(
+        "writes the page of runs, with their data, as one HTML file that needs no server and no network; or --json",
+        "tandem report outputs/first --output first.html",
+        takes.report_arguments,
+        model_verbs.on_report,
     ),
     "mine": Verb(
         "finds hard negatives for queries with an embedding model; a reranker may judge them",

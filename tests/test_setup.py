@@ -274,6 +274,8 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert {Path(name).name for name in names if name.startswith(f"launch/shipped/{kind}/")} == there
     assert "launch/shipped/settings.md" in names
     assert {name.partition("/")[0] for name in names if ".dist-info" not in name} == {"actors", "algorithms", "launch"}
+    page = {path.relative_to(ROOT).as_posix() for path in (ROOT / "launch/page/static").rglob("*") if path.is_file()}
+    assert page <= set(names) and "launch/page/static/vendor/uPlot-LICENSE.txt" in page
     return packages
 
 

@@ -147,12 +147,6 @@ def metrics_arguments(parser: argparse.ArgumentParser) -> None:
     form.add_argument("--json", action="store_true", help="the same as one JSON object per step")
 
 
-def report_arguments(parser: argparse.ArgumentParser) -> None:
-    """Those of `report`."""
-    parser.add_argument("run", metavar="RUN", help="run directory, such as outputs/demo")
-    parser.add_argument("--json", action="store_true", required=True, help="print one JSON object")
-
-
 def watch_arguments(parser: argparse.ArgumentParser) -> None:
     """Those of `watch`."""
     parser.add_argument(
@@ -169,6 +163,14 @@ def watch_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--token", metavar="T", type=_token, help="lets stop runs, and see them from elsewhere (default: a random one)"
     )
+
+
+def report_arguments(parser: argparse.ArgumentParser) -> None:
+    """Those of `report`."""
+    parser.add_argument("runs", metavar="RUN", nargs="+", help="run directory, such as outputs/demo")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--output", metavar="FILE", default="report.html", help="write it there (default: report.html)")
+    form.add_argument("--json", action="store_true", help="of one run: print one JSON object for programs instead")
 
 
 def mine_arguments(parser: argparse.ArgumentParser) -> None:

@@ -85,13 +85,6 @@ def on_metrics(arguments: argparse.Namespace) -> int:
     return show_metrics(arguments.run, last=arguments.last, names=arguments.names, every=arguments.every, form=form)
 
 
-def on_report(arguments: argparse.Namespace) -> int:
-    """Say what has become of a run. Raises UserError."""
-    from launch.verbs.report import print_summary
-
-    return print_summary(arguments.run)
-
-
 def on_mine(arguments: argparse.Namespace) -> int:
     """Find hard negatives. Raises UserError."""
     from launch.verbs.mine import MineOptions, mine
@@ -118,3 +111,16 @@ def on_watch(arguments: argparse.Namespace) -> int:
     from launch.page.server import watch
 
     return watch(arguments.directory, host=arguments.host, port=arguments.port, token=arguments.token)
+
+
+def on_report(arguments: argparse.Namespace) -> int:
+    """Write a report of runs, or say what has become of one. Raises UserError, UsageError."""
+    if not arguments.json:
+        from launch.page.report_file import write_report
+
+        return write_report(arguments.runs, arguments.output)
+    if len(arguments.runs) > 1:
+        raise UsageError(f"--json: tells of one run, got {len(arguments.runs)}")
+    from launch.verbs.report import print_summary
+
+    return print_summary(arguments.runs[0])

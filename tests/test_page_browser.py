@@ -1,0 +1,371 @@
+"""The page in a real browser, over the real server: seen, pressed and typed into as a reader does."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launch.page.report_file import write_report
+from tests.page_runs import Watch, add_faults, add_steps, say_now, write_run
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (pip install playwright)")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no Chromium is installed (Debian: apt-get install chromium)")
+expect = sync_api.expect
+
+DEADLINE_MS = 8000
+STEPS = 40
+TABS = ("curves", "phases", "faults", "groups", "heldout", "settings", "logs")
+ODD = "<script>window.harmed = 1</script><img src=x onerror='window.harmed = 1'>\x07\x1b[31mred \u202e end"
+DRIVER = """
+import signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
+with open(sys.argv[1], "a"):  # as a driver holds it
+    print("ready", flush=True)
+    time.sleep(60)
+"""
+UNNAMED = """() => [...document.querySelectorAll("a, button, input, select, summary, [role=img], [tabindex='0']")]
+    .filter((element) => element.offsetParent && !element.matches("details:not([open]) :not(summary)"))
+    .filter((element) => !(element.getAttribute("aria-label") || element.textContent.trim()
+        || [...element.labels ?? []].some((label) => label.textContent.trim())))
+    .map((element) => element.outerHTML.slice(0, 200))"""
+CONTRASTS = """() => {
+    const parts = (colour) => colour.match(/[0-9.]+/g).map(Number);
+    const light = (colour) => parts(colour).slice(0, 3).map((value) => value / 255)
+        .map((value) => value <= 0.03928 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4)
+        .reduce((sum, value, place) => sum + value * [0.2126, 0.7152, 0.0722][place], 0);
+    const ground = light(getComputedStyle(document.body).backgroundColor);
+    return ["body", ".quiet", "main a", ".badge", ".bad, .good", ".axis"].map((name) => {
+        const found = document.querySelector(name) ?? document.body.appendChild(Object.assign(
+            document.createElement("i"), {className: name.slice(1).split(",")[0]}));
+        const [low, high] = [ground, light(getComputedStyle(found).color)].sort((one, other) => one - other);
+        return [name, (high + 0.05) / (low + 0.05)];
+    });
+}"""
+
+
+class Reader:
+    """A tab of the browser, in which nothing may go wrong unseen."""
+
+    def __init__(self, browser: Any, watch: Watch) -> None:
+        self.watch, self.wrong = watch, list[str]()
+        self.page = browser.new_page(viewport={"width": 1280, "height": 800})
+        self.page.set_default_timeout(DEADLINE_MS)
+        self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
+        self.page.on("console", lambda line: line.type == "error" and self.wrong.append(line.text))
+        self.page.on("response", lambda answer: answer.status >= 400 and self.wrong.append(answer.url))
+        self.page.on("requestfailed", self._failed)
+
+    def _failed(self, request: Any) -> None:
+        if request.failure != "net::ERR_ABORTED":  # what is on its way when the view is left
+            self.wrong.append(f"{request.url}: {request.failure}")
+
+    def open(self, address: str = "", **words: str) -> Any:
+        """Show a view, of the server or of another address; returns the page."""
+        where = "".join(f"&{name}={value}" for name, value in words.items())
+        self.page.goto("about:blank")
+        self.page.goto(address or self.watch.address + where)
+        self.page.locator("h1").wait_for()
+        return self.page
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with sync_api.sync_playwright() as playwright:
+        # As root, Chromium has no sandbox; what is shown here is our own page.
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def watch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watch]:
+    directory = tmp_path_factory.mktemp("outputs")
+    write_run(directory / "first", steps=STEPS, seed=1)
+    add_faults(directory / "first", STEPS)
+    write_run(directory / "second", steps=20, seed=2, lr=3e-6)
+    watch = Watch(directory)
+    yield watch
+    watch.end()
+
+
+@pytest.fixture(scope="module")
+def tab(browser: Any, watch: Watch) -> Reader:
+    return Reader(browser, watch)
+
+
+@pytest.fixture
+def reader(tab: Reader) -> Iterator[Reader]:
+    yield tab
+    wrong, tab.wrong = tab.wrong, []
+    assert wrong == []
+
+
+def copied(watch: Watch, name: str) -> Path:
+    """A run that a test may change."""
+    return Path(shutil.copytree(watch.directory / "second", watch.directory / name))
+
+
+def test_runs_are_listed_and_drawn_over_each_other(reader: Reader) -> None:
+    page = reader.open()
+    assert "token" not in page.url
+    row = page.get_by_role("row").filter(has=page.get_by_role("link", name="second"))
+    for text in ("died", "20 / 300", "reward/mean", "GRPO", "Qwen"):
+        expect(row).to_contain_text(text)
+    for name in ("second", "first"):
+        page.get_by_role("checkbox", name=f"Choose {name}").check()
+    page.get_by_role("link", name="Curves of 2 runs together").click()
+    entropy = page.get_by_role("img", name=re.compile("^entropy.*: second from .* at step 20.*; first from .* step 40"))
+    expect(entropy).to_be_visible()
+    assert page.evaluate("location.hash") == "#run=second&beside=first"
+
+
+def test_curves_are_searched_smoothed_zoomed_and_read_as_a_table(reader: Reader) -> None:
+    page = reader.open(run="first")
+    page.get_by_label("Metrics").fill("^time/(roll|upd)")
+    expect(page.get_by_role("status").filter(has_text="2 of")).to_be_visible()
+    expect(page.get_by_role("figure")).to_have_count(2)
+    chart = page.get_by_role("img", name=re.compile("time.rollout from"))
+    box = page.locator("figure .u-over").first.bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + 0.5 * box["width"], box["y"] + 50)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 0.8 * box["width"], box["y"] + 60, steps=3)
+    page.mouse.up()
+    page.get_by_role("button", name="All steps").click()
+    chart.press("+")
+    expect(page.get_by_role("button", name="All steps")).to_be_visible()
+    chart.press("Escape")
+    expect(page.get_by_role("button", name="All steps")).to_be_hidden()
+    page.get_by_label("Smoothing").fill("0.9")
+    page.get_by_role("button", name="Table").first.press("Enter")
+    expect(page.get_by_role("region", name="time/rollout").get_by_role("cell").first).to_have_text("40")
+    page.mouse.move(0, 0)
+    page.get_by_text("Events on the axis").click()
+    expect(page.get_by_role("cell", name="checkpoint of step 20")).to_be_visible()
+
+
+def test_a_curve_grows_with_its_run_and_is_cut_with_it(reader: Reader, watch: Watch) -> None:
+    run = copied(watch, "growing")
+    page = reader.open(run="growing")
+    curve = page.get_by_role("img", name=re.compile("^reward:"))
+    expect(curve).to_have_accessible_name(re.compile("at step 20"))
+    add_steps(run, 21, 23)
+    expect(curve).to_have_accessible_name(re.compile("at step 23"), timeout=3000)
+    expect(page.locator(".head")).to_contain_text("23 of 300")
+    see = "(hidden) => { Object.defineProperty(document, 'hidden', {value: hidden, configurable: true});"
+    see += " document.dispatchEvent(new Event('visibilitychange')); }"
+    page.evaluate(see, True)  # another tab is before it
+    add_steps(run, 24, 24)
+    page.evaluate(see, False)
+    expect(curve).to_have_accessible_name(re.compile("at step 24"), timeout=3000)
+    kept = (run / "metrics.jsonl").read_text().splitlines(keepends=True)[:13]
+    (run / "metrics.new").write_text("".join(kept))
+    os.replace(run / "metrics.new", run / "metrics.jsonl")
+    expect(curve).to_have_accessible_name(re.compile("at step 12"), timeout=3000)
+
+
+def test_a_group_is_reached_by_keys_alone(reader: Reader) -> None:
+    page = reader.open()
+
+    def tab_to(name: str) -> None:
+        for _ in range(60):
+            page.keyboard.press("Tab")
+            focused = page.locator(":focus")
+            said = focused.evaluate("(element) => element.getAttribute('aria-label') ?? element.textContent")
+            if focused.count() and said == name:
+                outline = focused.evaluate("(element) => getComputedStyle(element).outlineStyle")
+                assert outline == "solid", f"{name} does not show that it has the focus"
+                return
+        pytest.fail(f"no Tab leads to {name}")
+
+    tab_to("first")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", level=1)).to_have_text("first")
+    tab_to("Groups")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", name=re.compile("Prompt 1"))).to_be_visible()
+    tab_to("Tokens of sample 0")
+    page.keyboard.press("Space")
+    expect(page.get_by_role("dialog")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("dialog")).to_have_count(0)
+    expect(page.get_by_role("button", name="Tokens of sample 0")).to_be_focused()
+
+
+def test_samples_are_chosen_by_reward_and_status_and_found_by_text(reader: Reader, watch: Watch) -> None:
+    page = reader.open(run="first", tab="groups", step="7")
+    rows = [json.loads(line) for line in (watch.directory / "first/samples.jsonl").read_text().splitlines()]
+    of_step = [row for row in rows if row["step"] == 7]
+    cards = page.get_by_role("article")
+    expect(cards).to_have_count(len(of_step))
+    best = sum(row["reward"] == 1.1 for row in of_step)
+    page.get_by_role("button", name=re.compile(rf"^{best} samples? with reward 1.100")).click()
+    expect(cards).to_have_count(best)
+    page.get_by_role("button", name=re.compile("with reward 1.100")).click()
+    page.get_by_role("combobox", name="Status", exact=True).select_option("truncated")
+    expect(cards).to_have_count(sum(row["status"] == "truncated" for row in of_step))
+    wanted = next(row["completion"] for row in rows if row["step"] == 31 and row["status"] == "ok")
+    page.get_by_label("Search all steps").fill(wanted.partition("\n")[0][-60:])
+    page.get_by_label("Search all steps").press("Enter")
+    page.get_by_role("link", name=re.compile("^step 31, sample")).first.click()
+    expect(page.get_by_label("Step", exact=True)).to_have_value("31")
+    assert re.search(r"#run=first&tab=groups&step=31&sample=\d+$", page.url), "it can be linked, without the token"
+
+
+def test_faults_stand_on_the_timeline(reader: Reader) -> None:
+    page = reader.open(run="first", tab="faults")
+    bar = page.get_by_role("button", name=re.compile(r"rollout\[1\] died; noticed after 0.7 s; restarted; stood 19 s"))
+    bar.focus()
+    expect(bar).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(page.locator(".chosen")).to_contain_text("(killed by signal 9); samples: data row 17, data row 4")
+    expect(page.get_by_role("group", name="Faults over time").get_by_role("button")).to_have_count(4)
+    row = page.get_by_role("row").filter(has_text="disk")
+    expect(row).to_contain_text("not over")
+    page.get_by_role("row").filter(has_text="policy[0]").get_by_role("link").click()
+    expect(page.get_by_label("Step", exact=True)).to_have_value("20")
+
+
+def test_tokens_are_coloured_and_those_that_were_given_marked(reader: Reader) -> None:
+    page = reader.open(run="first", tab="groups", step="9")
+    page.get_by_role("button", name="Tokens of sample 0").click()
+    page.locator(".tokens .given").first.wait_for()
+    pieces = page.locator(".tokens span")
+    seen = "(spans) => spans.map((span) => [span.className, getComputedStyle(span).backgroundColor])"
+    looks = pieces.evaluate_all(seen)
+    assert {look for look, _ in looks} > {"given", "q0"}
+    assert len({colour for look, colour in looks if look != "given"}) >= 3
+    assert sum(look == "given" for look, _ in looks) == 3
+    expect(page.locator(".legend.scale")).to_contain_text("not sampled")
+    page.get_by_label("Colour by").select_option("versions")
+    assert set(pieces.evaluate_all("(spans) => spans.map((span) => span.className)")) == {"v0", "v1", "given"}
+    page.locator(".tokens").press("ArrowRight")
+    expect(page.get_by_role("dialog").get_by_role("status")).to_contain_text(re.compile(r"^1 of \d+: .* logprob .?\d"))
+
+
+def test_markup_and_control_characters_are_text(reader: Reader, watch: Watch) -> None:
+    run = copied(watch, "odd")
+    row = {"step": 20, "prompt": ODD, "completion": ODD, "reward": None, "status": "failed", "answer": ODD}
+    long = row | {"completion": 100_000 * "long " + "at last"}
+    (run / "samples.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(long) + "\n")
+    (run / "eval_samples.jsonl").write_text(json.dumps({"row": 0, "group": 0, "sample": 0, **row}) + "\n")
+    (run / "logs/rollout-0.log").write_text(ODD)
+    page = reader.open(run="odd", tab="groups")
+    card, other = page.get_by_role("article").all()
+    shown = "<script>window.harmed = 1</script><img src=x onerror='window.harmed = 1'>␇␛[31mred [U+202E] end"
+    expect(card.locator("pre")).to_have_text(shown)
+    expect(card).to_contain_text("not scored")
+    other.get_by_role("button", name="Whole").click()
+    expect(other).to_contain_text("long at last")
+    assert page.evaluate("window.harmed") is None
+    for tab in ("heldout", "logs"):
+        expect(reader.open(run="odd", tab=tab).locator("main")).to_contain_text("␛[31mred [U+202E] end")
+        assert page.evaluate("window.harmed") is None
+
+
+def test_stop_asks_once_more_and_ends_the_driver(reader: Reader, watch: Watch) -> None:
+    run = copied(watch, "stopped")
+    command = [sys.executable, "-c", DRIVER, str(run / "metrics.jsonl"), "tandem run"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as driver:
+        try:
+            assert driver.stdout is not None and driver.stdout.readline() == b"ready\n"
+            say_now(run, 21, "update", driver=driver.pid, at=time.time())
+            page = reader.open(run="stopped")
+            expect(page.locator(".state")).to_have_text(re.compile("running"))
+            page.get_by_role("button", name="Stop …").click()
+            page.get_by_role("button", name="Keep it running").click()
+            assert driver.poll() is None
+            page.get_by_role("button", name="Stop …").click()
+            page.get_by_role("button", name="Stop the run").click()
+            expect(page.get_by_text("The run was asked to stop.")).to_be_visible()
+            assert driver.wait(10) == 7
+            expect(page.locator(".state")).not_to_have_text(re.compile("running"))
+        finally:
+            driver.kill()
+
+
+def test_held_out_answers_settings_and_logs_are_there(reader: Reader) -> None:
+    page = reader.open(run="first", tab="heldout")
+    page.get_by_label("Held-out prompt").select_option(index=1)
+    expect(page.locator(".diff ins")).to_contain_text("which makes")
+    expect(page.locator(".diff del")).to_contain_text("so")
+    page.get_by_role("link", name="Settings").click()
+    page.get_by_label("Differences to").select_option("second")
+    differences = page.get_by_role("region", name="Differences to second")
+    expect(differences.get_by_role("row").filter(has_text="policy.optimizer.lr")).to_contain_text("0.000003")
+    page.get_by_role("searchbox", name="Settings").fill("clip_(low|high)$")
+    expect(page.get_by_role("region", name="Settings", exact=True).get_by_role("row")).to_have_count(3)
+    page.get_by_role("link", name="Logs").click()
+    page.get_by_role("combobox", name="Log").select_option("rollout-1.log")
+    expect(page.locator(".log")).to_contain_text("engine 1: step 39")
+    page.get_by_role("link", name="Phases").click()
+    expect(page.get_by_role("img", name=re.compile(r"^Seconds of a step.*idle \(no phase\) \d"))).to_be_visible()
+
+
+def test_every_view_is_named_legible_and_no_wider_than_a_telephone(reader: Reader) -> None:
+    reader.page.set_viewport_size({"width": 390, "height": 800})
+    grounds = []
+    for words in ({}, *({"run": "first", "tab": tab} for tab in TABS)):
+        page = reader.open(**words)
+        page.locator(".body > *, table").first.wait_for()
+        assert page.evaluate("document.documentElement.scrollWidth") == 390, words
+        assert page.evaluate(UNNAMED) == [], words
+        for role in ("banner", "main", *(["navigation"] if words else [])):
+            expect(page.get_by_role(role).first).to_be_visible()
+        for scheme in ("dark", "light"):
+            page.emulate_media(color_scheme=scheme)
+            low = [(name, ratio) for name, ratio in page.evaluate(CONTRASTS) if not ratio >= 4.5]
+            assert low == [], (words, scheme)
+            grounds.append(page.evaluate("getComputedStyle(document.body).backgroundColor"))
+    light, dark = "rgb(255, 255, 255)", "rgb(20, 23, 26)"
+    assert set(grounds[::2]) == {dark} and set(grounds[1::2]) == {light}
+    for chosen, ground in (("light", light), ("dark", dark), ("auto", light)):
+        page.get_by_role("button", name="Theme: ").click()
+        expect(page.get_by_role("button", name=f"Theme: {chosen}")).to_be_visible()
+        assert page.evaluate("getComputedStyle(document.body).backgroundColor") == ground
+    page.set_viewport_size({"width": 1280, "height": 800})
+
+
+def test_it_says_so_when_the_run_or_the_server_is_gone(reader: Reader, watch: Watch) -> None:
+    run = copied(watch, "gone")
+    page = reader.open(run="gone")
+    watch.end()
+    expect(page.get_by_text("The server does not answer")).to_be_visible()
+    add_steps(run, 21, 22)
+    watch.start()
+    expect(page.get_by_role("img", name=re.compile("^reward:.*at step 22"))).to_be_visible()
+    expect(page.locator("#connection")).to_be_hidden()
+    shutil.rmtree(run)
+    expect(page.get_by_text("This run is no longer there.")).to_be_visible()
+    page.goto("about:blank")
+    reader.wrong.clear()  # the browser tells of each request without an answer
+
+
+def test_a_report_opens_without_a_server(
+    reader: Reader, watch: Watch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_report([str(watch.directory / name) for name in ("first", "second")], str(tmp_path / "report.html"))
+    capsys.readouterr()
+    asked: list[str] = []
+    reader.page.on("request", lambda request: asked.append(request.url.partition(":")[0]))
+    page = reader.open(f"file://{tmp_path}/report.html")
+    page.get_by_role("link", name="first").click()
+    expect(page.get_by_role("img", name=re.compile("^reward:.*at step 40"))).to_be_visible()
+    page.get_by_role("link", name="Groups").click()
+    expect(page.get_by_role("article")).to_have_count(32)
+    page.get_by_role("button", name="Tokens of sample 0").click()
+    expect(page.locator(".tokens .given")).to_have_count(3)
+    page.keyboard.press("Escape")
+    page.get_by_label("Search all steps").fill("boxed")
+    page.get_by_role("button", name="Search").click()
+    expect(page.get_by_role("link", name=re.compile("^step 1, sample"))).not_to_have_count(0)
+    assert set(asked) <= {"file", "data", "about"}
