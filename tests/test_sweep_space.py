@@ -10,11 +10,13 @@ import pytest
 
 from actors.config import UserError
 from launch.cli import VERBS
+from launch.config import UnusedError, validate
 from launch.sweep.prepare import Options, prepare
 from launch.sweep.settled import settle, survey
 from launch.sweep.space import Listed, Range, read_space, split
 from launch.sweep.tuned import EarlyStop, points
 from tests.test_docs import BY_HAND, ROOT, words_of_commands
+from tests.test_rules import settings
 
 LR = "policy.optimizer.lr"
 GRPO = """
@@ -193,6 +195,25 @@ def test_a_setting_without_effect_anywhere_is_refused(config: str, overrides: li
     assert caught.value.problems == (
         "algorithm.kl_in must be left out with kl_coef 0, got reward; it has no effect anywhere in this sweep",
     )
+
+
+@pytest.mark.parametrize(
+    ("job", "given", "defaults"),
+    [
+        ("grpo", "critic={}", {"critic": None}),
+        ("dpo", "algorithm.loss=hinge; algorithm.label_smoothing=0.1", {"algorithm.label_smoothing": 0.0}),
+        ("dpo", "algorithm.loss=simpo; algorithm.reference=precomputed", {"algorithm.reference": "live"}),
+        ("grpo", "algorithm.aggregation_constant=9", {"algorithm.aggregation_constant": None}),
+        ("grpo", "rollout.tail_share=0.3", {"rollout.tail_share": 0.25}),
+    ],
+)
+def test_what_has_no_effect_is_known_with_its_default(job: str, given: str, defaults: dict[str, object]) -> None:
+    with pytest.raises(UnusedError) as caught:
+        validate(settings(job, given))
+    assert caught.value.defaults == defaults
+    with pytest.raises(UserError) as wrong:
+        validate(settings(job, f"{given}; run.seed=-1"))
+    assert not isinstance(wrong.value, UnusedError)
 
 
 def test_what_is_not_a_matter_of_effect_is_refused(config: str) -> None:
