@@ -3,6 +3,9 @@
 import argparse
 import json
 import math
+import os
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -299,3 +302,28 @@ def test_sweeps_of_the_docs_are_valid(monkeypatch: pytest.MonkeyPatch) -> None:
         given = vars(parser.parse_intermixed_args(rest))
         assert given.pop("table") is None
         prepare(Options(**given))
+
+
+WATCHED = """
+import sys
+seen = []
+def hook(event, given):
+    writes = event == "open" and isinstance(given[1], str) and set(given[1]) & set("wax+")
+    if writes or event in ("socket.connect", "subprocess.Popen", "os.mkdir", "os.rename"):
+        seen.append((event, str(given)))
+sys.addaudithook(hook)
+from launch.telemetry import switch_off
+switch_off()  # as the command line does
+from launch.sweep.space import read_space
+from launch.sweep.tuned import EarlyStop, points
+points(read_space(["a.b=uniform(0,1)", "c=1,2"]), 4, 0)
+early = EarlyStop("m", "max", grace=1, reduction=3, steps=9)
+assert early.goes_on(1, 1, 1.0) and not early.goes_on(2, 1, 0.5)
+print(seen)
+"""
+
+
+def test_tune_writes_nothing_and_calls_nobody(tmp_path: Path) -> None:
+    env = os.environ | {"HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-B", "-c", WATCHED], text=True, capture_output=True, env=env, cwd=tmp_path)
+    assert (done.stdout, list(tmp_path.iterdir())) == ("[]\n", []), done.stderr
