@@ -171,8 +171,8 @@ def test_a_directory_without_metrics_is_one_line(
     )
 
 
-def test_a_report_asks_for_its_form(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert complained(capsys, "report", run).startswith("error: --json: required, got nothing")
+def test_the_object_is_of_one_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert complained(capsys, "report", run, run, "--json").startswith("error: --json: tells of one run, got 2")
 
 
 def test_the_main_metrics_are_those_that_say_most() -> None:
