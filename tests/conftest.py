@@ -69,7 +69,6 @@ LONGEST = (
     "resharded_run",
     "small_disk_run",
     "own_task",
-    "sweep_run",
     "encoder_update",
     "invariance",
     "updates",

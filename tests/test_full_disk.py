@@ -28,7 +28,8 @@ from launch.checks.output import require_there
 from launch.config import validate
 from launch.run.checkpoint import Checkpoints, Written
 from launch.run.checkpointer import RunCheckpointer
-from launch.run.run import _farewell, _prepare
+from launch.run.farewell import farewell
+from launch.run.run import _prepare
 from launch.run.saves import Saves
 from launch.screen.display import Display
 from launch.tracking import lines
@@ -217,7 +218,7 @@ def test_a_directory_that_is_removed_meanwhile_ends_the_run(tmp_path: Path) -> N
     for act in (
         lambda: saver.save(2, last=True),
         lambda: require_there(config.directory),
-        lambda: _farewell(config, Display(), GroupError("policy[0].save: FileNotFoundError: no such file"), None),
+        lambda: farewell(config, Display(), GroupError("policy[0].save: FileNotFoundError: no such file"), None),
     ):
         with pytest.raises(UserError) as caught:
             act()

@@ -14,7 +14,8 @@ from launch.alerts.alerts import Alerts
 from launch.config import RunConfig, validate
 from launch.run import signals
 from launch.run.ending import PREEMPTED, STOPPED, Ending
-from launch.run.run import _close, _explain, _farewell, _prepare
+from launch.run.farewell import _explain, farewell
+from launch.run.run import _close, _prepare
 from launch.screen.display import Display
 from launch.tracking.events import Events
 from launch.tracking.redraw import CurveDrawer
@@ -135,7 +136,7 @@ def test_the_last_screen_says_why_what_and_where(
         monkeypatch.setattr(curves, "finish", lambda: None)  # once is enough: it takes seconds
     alerts = Alerts(config, Events(config.directory), show=display.alert, warn=display.warning)
     picture = _close(display, tracker, curves, alerts)
-    assert _farewell(config, display, ended_by, picture) == code
+    assert farewell(config, display, ended_by, picture) == code
     out, err = capsys.readouterr()
     lines = out[out.index(why) :].splitlines()
     last = {2: "0.400", 3: "0.600"}[done]
@@ -155,5 +156,5 @@ def test_the_last_screen_says_why_what_and_where(
 
 def test_a_mistake_before_the_first_step_is_only_its_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UserError):
-        _farewell(config_for(tmp_path), Display(), UserError("cluster.wait_s: no resources"), None)
+        farewell(config_for(tmp_path), Display(), UserError("cluster.wait_s: no resources"), None)
     assert capsys.readouterr() == ("", "")

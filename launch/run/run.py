@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,9 +10,8 @@ from typing import TYPE_CHECKING
 
 from actors.config import UserError
 from actors.files.full_disk import disk_problem
-from actors.group import ActorGroup, GroupError, first_line
+from actors.group import ActorGroup, first_line
 from actors.models.hub_cache import located_models
-from actors.secret_text import masked
 from algorithms.encoder.mteb import mteb_tasks, run_mteb
 from algorithms.loop import Checkpointer
 from launch.alerts.alerts import Alerts
@@ -25,8 +23,9 @@ from launch.run.attempt_link import AGAIN
 from launch.run.checkpoint import Checkpoints
 from launch.run.cluster import ray_cluster
 from launch.run.earlier import remove
-from launch.run.ending import STOPPED, Ending, outcome
-from launch.run.faults import Faults, keep_traceback, told_of_lost_ranks, users_mistake
+from launch.run.ending import Ending, outcome
+from launch.run.farewell import farewell, why
+from launch.run.faults import Faults, told_of_lost_ranks
 from launch.run.manifest import Checkpoint
 from launch.run.places import fill
 from launch.run.ray_lost import RayLost, ray_is_dead, told_of_ray
@@ -39,7 +38,6 @@ from launch.screen.display import Display
 from launch.screen.merging import merging_lost
 from launch.screen.reporter import RunReporter
 from launch.screen.stdout import tell
-from launch.screen.summary import how_it_ended, last_screen
 from launch.storage.uploads import Uploads
 from launch.tracking.now import Now
 from launch.tracking.redraw import CurveDrawer
@@ -51,8 +49,6 @@ if TYPE_CHECKING:
 
 _PATIENCE_S = 5.0
 """For a checkpoint that is being written as the run is interrupted."""
-# policy[1].update: ValueError: ..., or policy.update: no answer from rank(s) [1, 3] within 60 s
-_GROUP_ERROR = re.compile(r"(\w+)(?:\[(\d+)\])?\.\w+: (?:no answer from rank\(s\) \[(\d+))?")
 
 
 def run(config: RunConfig, display: Display | None = None) -> int:
@@ -92,8 +88,8 @@ def run(config: RunConfig, display: Display | None = None) -> int:
         picture = _close(display, tracker, curves, alerts, draw=not again)
         if again:
             return AGAIN
-        now.end(outcome(ended_by), _why(config, display, ended_by))
-        code = _farewell(config, display, ended_by, picture)
+        now.end(outcome(ended_by), why(config, display, ended_by))
+        code = farewell(config, display, ended_by, picture)
         # After the farewell: the model is there, whatever becomes of these.
         if config.run.hub_model_id and not code:
             arm()
@@ -349,58 +345,3 @@ def _measure_with_mteb(config: RunConfig, tasks: list[str]) -> None:
     for task, score in run_mteb(config.directory / "export", tasks, output, kind).items():
         print(f"mteb:    {task} {score:.4f}")
     print(f"mteb:    {output}")
-
-
-def _explain(error: Exception, directory: Path) -> None:
-    """Print the cause of a failure and where the rest is; raises UserError when the user can mend it."""
-    if isinstance(error, UserError):
-        raise error
-    log = keep_traceback(error, directory)
-    if mistake := users_mistake(error):
-        raise UserError(*mistake.problems) from None
-    if isinstance(error, OSError) and (full := disk_problem(error, directory)):
-        raise full from None
-    kind = "" if isinstance(error, GroupError | RayLost) else f"{type(error).__name__}: "
-    tell(f"run failed: {kind}{first_line(str(error))}")
-    tell(f"full log: {(_worker_log(error, directory / 'logs') or log)}")
-
-
-def _worker_log(error: Exception, logs: Path) -> Path | None:
-    """The log of the process that a GroupError is about, where it is on this machine."""
-    match = _GROUP_ERROR.match(str(error))
-    if not isinstance(error, GroupError) or match is None:
-        return None
-    group, rank, late = match.groups()
-    path = logs / f"{group}-{rank or late or 0}.log"
-    return path if path.exists() else None
-
-
-def _why(config: RunConfig, display: Display, ended_by: BaseException | None) -> str:
-    """Why the run has ended, for whoever looks at its directory: in one line, with the cause of a failure."""
-    why = how_it_ended(config, display, ended_by)
-    return masked(f"{why}: {first_line(str(ended_by))}") if outcome(ended_by) == "failed" else why
-
-
-def _farewell(config: RunConfig, display: Display, ended_by: BaseException | None, curves: Path | None) -> int:
-    """Say what there is now and how the run has ended; returns the exit code.
-
-    Raises:
-        UserError: what has ended it is the user's mistake.
-    """
-    if display.began or not users_mistake(ended_by):
-        why = how_it_ended(config, display, ended_by)
-        display.lines(last_screen(config, display, why, finished=ended_by is None, curves=curves))
-    directory = config.directory
-    if isinstance(ended_by, KeyboardInterrupt):
-        tell(f"interrupted; continue with the same command, results so far are in {directory}")
-        return STOPPED
-    if isinstance(ended_by, Ending):
-        goes_on = "the same command continues" if config.checkpoint.resume else "checkpoint.resume=true continues"
-        tell(f"{ended_by}; a checkpoint is in {directory}, {goes_on}")
-        return ended_by.code
-    if isinstance(ended_by, Exception):
-        if not users_mistake(ended_by):
-            require_there(directory)  # else that is the cause, whoever met it first
-        _explain(ended_by, directory)
-        return 1
-    return 0
