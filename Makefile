@@ -8,6 +8,7 @@
 #   make docs          the pages in docs/ that are made from the code
 #   make families      every family of models through vLLM, of which docs/models.md tells: 20 minutes
 #   make chaos         200 faults in runs of every kind of process, at random: does each run get over them? an hour
+#   make sweep         a sweep of six learning rates, which is killed and goes on: does it find the best? 3 minutes
 #   make mutants       small changes to the maths and its bookkeeping: which of them does no test see? 15 minutes
 # PYTHON=python3.11 chooses the interpreter, TORCH_INDEX=URL where torch is when pip's own indexes have no CPU build of it
 # (default: PyTorch's, https://download.pytorch.org/whl/cpu).
@@ -33,7 +34,7 @@ endif
 endif
 endif
 
-.PHONY: demo demo-rlhf demo-embedding test pytest check oracle interop docs families chaos mutants setup clean
+.PHONY: demo demo-rlhf demo-embedding test pytest check oracle interop docs families chaos sweep mutants setup clean
 
 setup: $(VENV)/.cpu
 
@@ -140,6 +141,9 @@ CHAOS_SEEDS ?= 1 2 3 4 5
 chaos: $(VENV)/.dev
 	CHAOS_SEEDS="$(CHAOS_SEEDS)" $(BIN)/python -m pytest -s tests/chaos
 	CHAOS_NODES=1 $(BIN)/python -m pytest tests/cluster/test_cluster_faults.py tests/cluster/test_head_restart.py
+
+sweep: $(VENV)/.dev
+	SWEEP=6 $(BIN)/python -m pytest -s tests/test_sweep_run.py
 
 $(VENV)/.mutants: requirements/mutants.txt $(VENV)/.dev
 	@echo "the mutation tool, of requirements/mutants.txt: 25 MB on disk"

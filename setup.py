@@ -1,4 +1,4 @@
-"""Beside pyproject.toml: a wheel has configs/ and examples/ too, below launch/, for `tandem init`."""
+"""Beside pyproject.toml: a wheel has configs/ and examples/ too, below launch/, for `tandem init`, and the settings."""
 
 import shutil
 from pathlib import Path
@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent
 
 
 class BuildWithStarters(build_py):
-    """Copies them where `launch/verbs/init.py` finds them; an editable installation has them in the clone."""
+    """Copies them where `launch/verbs/` finds them; an editable installation has them in the clone."""
 
     def run(self) -> None:
         super().run()
@@ -20,6 +20,8 @@ class BuildWithStarters(build_py):
         shutil.rmtree(shipped, ignore_errors=True)  # of an earlier build
         for name in ("configs", "examples"):
             shutil.copytree(ROOT / name, shipped / name, ignore=shutil.ignore_patterns("__pycache__"))
+        # What `launch/verbs/setting_words.py` completes from.
+        shutil.copy(ROOT / "docs" / "settings.md", shipped)
 
 
 setup(cmdclass={"build_py": BuildWithStarters})

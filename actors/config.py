@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from actors.config_base import Config as Config
 from actors.config_base import PlacedConfig as PlacedConfig
 from actors.config_base import Seconds as Seconds
+from actors.config_base import Unused as Unused
 from actors.config_base import UserError as UserError
 from actors.config_base import changed as changed
 from actors.config_base import refuse_unused as refuse_unused

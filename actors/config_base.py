@@ -3,6 +3,7 @@
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic_core import to_jsonable_python
 
 from actors.config_nodes import Environment, NodeLabels, NodeResources
 
@@ -22,6 +23,19 @@ class UserError(Exception):
         return UserError, self.problems
 
 
+class Unused(ValueError):
+    """A setting has no effect beside others.
+
+    Attributes:
+        name: of the setting, as the text begins.
+        default: what it may be all the same, as plain values.
+    """
+
+    def __init__(self, text: str, name: str, default: object) -> None:
+        super().__init__(text)
+        self.name, self.default = name, default
+
+
 class Config(BaseModel):
     """Base of every section: frozen, unknown keys refused, docstrings are the help texts."""
 
@@ -38,13 +52,20 @@ def changed(config: Config, *names: str) -> dict[str, Any]:
 
 
 def refuse_unused(config: Config, *names: str, why: str, section: str = "") -> None:
-    """Raise ValueError for the first of `names` (default: all) that differs from its default, where it has no effect.
+    """Raise Unused for the first of `names` (default: all) that differs from its default, where it has no effect.
 
     One that equals its default may be given: a run's config.json, which can be run again, gives every field.
     """
     for name, value in changed(config, *names).items():  # the first is enough: it is removed, and then the next is told
         got = f"{value:g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else value
-        raise ValueError(f"{section}{name} must be left out {why}, got {got}")
+        default = _default(config, name)
+        raise Unused(f"{section}{name} must be left out {why}, got {got}", f"{section}{name}", default)
+
+
+def _default(config: Config, name: str) -> object:
+    """A field's default as plain values."""
+    default = type(config).model_fields[name].get_default(call_default_factory=True)
+    return to_jsonable_python(default)
 
 
 class PlacedConfig(Config):

@@ -14,6 +14,9 @@ from inspect import iscoroutinefunction, isfunction, isgeneratorfunction
 from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 
+MICRO_BATCHES = "micro-batches"
+"""What most methods count."""
+
 P = ParamSpec("P")
 T = TypeVar("T")
 W = TypeVar("W", bound="Watched")
@@ -60,6 +63,10 @@ class Pulse:
     """Since this method, or the waiting, began: by its own clock, as those of two nodes differ."""
     done: int
     """Micro-batches of this method, or of the last one, that it has read; of an engine, all its steps so far."""
+    of: int = 0
+    """All there are, where the method has said so; then `what` they are."""
+    what: str = ""
+    """Example: tensors"""
 
     @property
     def pid(self) -> int:
@@ -74,6 +81,7 @@ class Work:
         # One tuple, set at once: a reader never sees a method with the time of another.
         self._now: tuple[str | None, float] = None, time.monotonic()
         self._done = 0
+        self._all: tuple[int, str] = 0, ""
 
     @contextmanager
     def on(self, method: str, *, goes_on: bool = False) -> Iterator[None]:
@@ -87,17 +95,21 @@ class Work:
         try:
             yield
         finally:
-            self._now = None, time.monotonic()
+            self._now, self._all = (None, time.monotonic()), (0, "")
+
+    def expect(self, count: int, what: str) -> None:
+        """Count from 0 again: so many of these are to be done, in the method that runs now."""
+        self._done, self._all = 0, (count, what)
 
     def progressed(self) -> None:
-        """Count a micro-batch, or a step, that is done."""
+        """Count a micro-batch, a step, or whatever is expected, that is done."""
         # No lock: one thread writes, and a reader may as well see the count before.
         self._done += 1
 
     def pulse(self) -> Pulse:
         """What this process does now."""
-        method, began = self._now
-        return Pulse(method=method, seconds=time.monotonic() - began, done=self._done)
+        (method, began), (count, what) = self._now, self._all
+        return Pulse(method=method, seconds=time.monotonic() - began, done=self._done, of=count, what=what)
 
 
 def beside(method: Callable[P, T]) -> Callable[P, T]:

@@ -207,15 +207,10 @@ class RLConfig(Config):
 
     @model_validator(mode="after")
     def _every_setting_has_an_effect(self) -> "RLConfig":
-        if self.aggregation_constant and self.aggregation != "constant":
-            raise ValueError(
-                f"aggregation_constant must be left out with aggregation {self.aggregation}, "
-                f"got {self.aggregation_constant}"
-            )
-        if self.kl_target and not (self.kl_in == "reward" and self.kl_coef):
-            raise ValueError(
-                f"kl_target must be left out unless kl_in is reward and kl_coef above 0, got {self.kl_target:g}"
-            )
+        if self.aggregation != "constant":
+            refuse_unused(self, "aggregation_constant", why=f"with aggregation {self.aggregation}")
+        if not (self.kl_in == "reward" and self.kl_coef):
+            refuse_unused(self, "kl_target", why="unless kl_in is reward and kl_coef above 0")
         # A step changes the coefficient by up to 0.2 x samples / horizon: from 5 horizons on, it could reach 0.
         if self.kl_target and self.samples_per_step >= 5 * self.kl_horizon:
             raise ValueError(

@@ -33,9 +33,9 @@ from algorithms.config import RewardConfig
 from algorithms.division.deals import Updates, hand_episodes, split_by
 from algorithms.division.work import divide, samples_of, split_updates, totals_of
 from algorithms.rewards.pool import RewardPool
-from algorithms.rollouts.engines import RayEngines
 from algorithms.rollouts.groups import ScoredGroup
 from algorithms.rollouts.limits import Limits
+from algorithms.rollouts.ray_engines import RayEngines
 from algorithms.rollouts.rollouts import Rollouts
 from benchmarks import results
 

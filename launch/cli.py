@@ -20,6 +20,7 @@ from launch.jobs import cluster_verbs
 from launch.run.attempt_link import say_loaded
 from launch.run.attempts import with_restarts
 from launch.screen.stdout import show_what_acts
+from launch.sweep.verb import on_sweep
 from launch.telemetry import switch_off
 from launch.verbs import arguments as takes
 from launch.verbs import model_verbs
@@ -40,6 +41,10 @@ _STARTED = time.monotonic()  # the user waits from here on, also for what is imp
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 2 user's mistake (one line each on stderr), 130 Ctrl-C."""
     try:
+        if argv is None and "_ARGCOMPLETE" in os.environ:  # a shell asks, not a person
+            from launch.verbs.completion import complete
+
+            complete(VERBS)
         # Arguments that are given come from a program, which has not asked for a second process of itself.
         code = _main(list(sys.argv[1:] if argv is None else argv), may_fork=argv is None)
         sys.stdout.flush()
@@ -265,7 +270,7 @@ def _help_of_verb(name: str) -> None:
 
 VERBS = {
     "init": Verb(
-        "copies configs and examples into a directory, to start from",
+        "writes a configuration for your data, or copies configs and examples into a directory",
         "tandem init my-project",
         takes.init_arguments,
         model_verbs.on_init,
@@ -275,6 +280,12 @@ VERBS = {
         "tandem run configs/own-task.yaml run.name=first policy.optimizer.lr=1e-4",
         takes.run_arguments,
         _run,
+    ),
+    "sweep": Verb(
+        "trains with several values of settings, each a run of its own, and says which are best",
+        "tandem sweep configs/own-task.yaml policy.optimizer.lr=3e-4,1e-3 --metric eval/reward/mean",
+        takes.sweep_arguments,
+        on_sweep,
     ),
     "check": Verb(
         "validates, and prints the resolved config, placement, batch arithmetic and memory; starts nothing",
@@ -306,6 +317,12 @@ VERBS = {
         takes.curves_arguments,
         model_verbs.on_curves,
     ),
+    "metrics": Verb(
+        "prints the metrics of a run, finished or not: a table, CSV, or JSON lines for programs",
+        "tandem metrics outputs/first --last 5 --names 'reward|kl'",
+        takes.metrics_arguments,
+        model_verbs.on_metrics,
+    ),
     "watch": Verb(
         "serves a page about runs, live or finished: curves, completions, faults, logs",
         "tandem watch outputs",
@@ -313,7 +330,7 @@ VERBS = {
         model_verbs.on_watch,
     ),
     "report": Verb(
-        "writes the page of runs, with their data, as one HTML file that needs no server and no network",
+        "writes the page of runs as one HTML file without a server; --json: what has become of a run, for programs",
         "tandem report outputs/first --output first.html",
         takes.report_arguments,
         model_verbs.on_report,
@@ -365,6 +382,12 @@ VERBS = {
         "tandem k8s configs/own-task.yaml run.output=/shared/outputs > run.yaml",
         takes.k8s_arguments,
         cluster_verbs.on_k8s,
+    ),
+    "completion": Verb(
+        "prints what a shell must read to complete verbs, options, files and settings with Tab",
+        'eval "$(tandem completion bash)"',
+        takes.completion_arguments,
+        model_verbs.on_completion,
     ),
     "help": Verb(
         "explains a setting or section, ours or by another project's name, or a verb",

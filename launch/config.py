@@ -4,7 +4,9 @@ Every mistake is reported as one line: field, rule, value and, for a wrong name,
 """
 
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -20,10 +22,11 @@ from actors.config import (
     UserError,
     refuse_unused,
 )
-from actors.config_nodes import Environment, NodeLabels
+from actors.config_nodes import Environment, NodeLabels, is_secret
 from actors.config_numbers import Cores, Count, Retries, Steps, WholeSeconds
 from actors.config_rollout import RolloutConfig
 from algorithms.config import AlgorithmConfig, DataConfig, RewardConfig
+from launch.alerts.config import AlertsConfig
 from launch.exports.hub import hub_id_problem
 from launch.kube.config import KubernetesConfig
 from launch.settings.file import apply_overrides, read_yaml
@@ -82,7 +85,7 @@ class CheckpointConfig(Config):
 
 
 class TrackingConfig(Config):
-    """Where metrics and samples go, beside metrics.jsonl, samples.jsonl and eval_samples.jsonl."""
+    """Where metrics and samples go, beside metrics.jsonl, samples.jsonl, tokens.jsonl and eval_samples.jsonl."""
 
     wandb: bool = True
     """Log to Weights & Biases; offline when no API key is set."""
@@ -98,9 +101,40 @@ class TrackingConfig(Config):
     """Weights & Biases tags."""
     samples_per_step: Count = 8
     """Completions a step writes to samples.jsonl, evenly spaced between its best and its worst one."""
+    groups_per_step: Count = 1
+    """Prompts of which a step writes all completions to samples.jsonl, those whose rewards differ most."""
+    token_samples: Count = 1
+    """Completions of a step, of those that are written, whose tokens and logprobs go to tokens.jsonl: first the best
+    and the worst of each whole group."""
     eval_samples: Count | None = 64
     """Completions that an evaluation of ppo or grpo writes to eval_samples.jsonl, those of the first prompts; null: all
     of them."""
+    alerts: AlertsConfig = AlertsConfig()
+    """What is told of beside the metrics: on the screen, in alerts.jsonl, and where the next two say."""
+    alert_webhook_env: str | None = None
+    """Environment variable of the driver that holds the address of a webhook, which gets each alert in Slack's form; a
+    name that tells of a secret, so that reward functions do not see it: SLACK_WEBHOOK_URL"""
+    alert_command: list[str] = []
+    """Program with its arguments that is run for each alert, and gets it as JSON on its standard input:
+    [/usr/local/bin/page-me, --team, rl]"""
+
+    @model_validator(mode="after")
+    def _webhook_is_a_variable(self) -> "TrackingConfig":
+        name = self.alert_webhook_env
+        if name is not None and not (re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) and is_secret(name)):
+            # Without the value, which may be the address itself.
+            raise ValueError(
+                "alert_webhook_env must be the name of an environment variable that tells of a secret, such as "
+                "SLACK_WEBHOOK_URL, got another text (not shown)"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _tokens_are_of_samples(self) -> "TrackingConfig":
+        if not self.samples_per_step and not self.groups_per_step:
+            why = "with samples_per_step 0 and groups_per_step 0, as it is of their completions"
+            refuse_unused(self, "token_samples", why=why)
+        return self
 
     @model_validator(mode="after")
     def _names_are_names(self) -> "TrackingConfig":
@@ -192,6 +226,21 @@ class Run(Config):
         return self
 
 
+class UnusedError(UserError):
+    """Nothing is wrong with a configuration but settings without effect.
+
+    Attributes:
+        defaults: dotted name of each of them -> its default as plain values, which has none either.
+    """
+
+    def __init__(self, *problems: str, defaults: Mapping[str, object]) -> None:
+        super().__init__(*problems)
+        self.defaults = defaults
+
+    def __reduce__(self) -> tuple[Callable[[], "UnusedError"], tuple[()]]:
+        return partial(UnusedError, *self.problems, defaults=self.defaults), ()
+
+
 class RunConfig(Config):
     """Everything a run needs; `tandem check` prints it resolved."""
 
@@ -262,7 +311,11 @@ def load(path: str, overrides: list[str]) -> RunConfig:
 
 
 def validate(values: Mapping[str, object]) -> RunConfig:
-    """Validate plain values into a RunConfig; raises UserError with one line per problem."""
+    """Validate plain values into a RunConfig.
+
+    Raises:
+        UserError: with one line per problem; UnusedError where that is all that is wrong.
+    """
     odd, errors = odd_values(RunConfig, values), []
     try:
         config = RunConfig.model_validate(values)
@@ -271,9 +324,12 @@ def validate(values: Mapping[str, object]) -> RunConfig:
             return config
     except ValidationError as error:
         errors = error.errors(include_url=False)
-    from launch.settings.errors import problems  # with the tables of names, which only a mistake needs
+    from launch.settings.errors import problems, unused_defaults  # with the tables of names: only a mistake needs them
 
-    raise UserError(*problems(errors, odd, values))
+    lines = problems(errors, odd, values)
+    if not odd and (defaults := unused_defaults(errors)):
+        raise UnusedError(*lines, defaults=defaults)
+    raise UserError(*lines)
 
 
 def machine_cpus() -> int:

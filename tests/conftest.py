@@ -69,6 +69,7 @@ LONGEST = (
     "resharded_run",
     "small_disk_run",
     "own_task",
+    "sweep_run",
     "encoder_update",
     "invariance",
     "updates",
@@ -153,6 +154,15 @@ class Job:
     def steps(self) -> dict[int, dict[str, Any]]:
         """Metrics of each step."""
         return {line["step"]: line for line in self.metrics()}
+
+    def unknown_metrics(self) -> list[str]:
+        """Metrics that it has written, and that no alert could be about."""
+        from launch.config import validate
+        from launch.kinds.table import job_kind
+
+        kind = job_kind(validate(json.loads((self.directory / "config.json").read_text())))
+        known = {"step", "left_out", *kind.step_metrics(), *kind.metric_names()}
+        return sorted({name for line in self.metrics() for name in line} - known)
 
     def wait_until(self, condition: Callable[[], bool], what: str, deadline_s: float = DEADLINE_S) -> None:
         """Wait for something to happen while the command runs."""
@@ -392,6 +402,7 @@ def _warm_model(tandem: Callable[..., Job], reverse: dict[str, Any]) -> Path:
     }
     job = tandem(config)
     assert job.wait() == 0, job.text
+    assert job.unknown_metrics() == []
     assert 0.35 <= job.metrics()[-1]["eval/sequence_probability"] < 0.7
     return job.directory / "export"
 

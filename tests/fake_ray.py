@@ -1,13 +1,10 @@
 """FakeRayServer: what Ray's dashboard answers to the Jobs API (Ray 2.60), without Ray.
 
-Its jobs do what a test tells them to. It shares Ray's quirks: a duplicate id is a 500, a job that is PENDING ignores a
-stop and says that it obeyed, and the log comes over a websocket from its beginning, with no pong for a ping.
+Its jobs do what a test tells them to. It shares Ray's quirks: a duplicate id is a 500, and a job that is PENDING
+ignores a stop and says that it obeyed.
 """
 
-import base64
-import hashlib
 import json
-import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -16,8 +13,6 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote
-
-_WEBSOCKET = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 
 
 @dataclass
@@ -52,8 +47,6 @@ class FakeRayServer:
     requests: list[str] = field(default_factory=list)
     broken: dict[str, int] = field(default_factory=dict)
     """Method -> how many of its next requests are answered 500."""
-    cut_after: int | None = None
-    """Characters after which the next websocket breaks."""
     not_ray: bool = False
     address: str = ""
 
@@ -134,8 +127,6 @@ class _FakeHandler(BaseHTTPRequestHandler):
         job = jobs.get(rest[0])
         if job is None:
             return self._send(404, f"Job {rest[0]} does not exist")
-        if rest[1:] == ["logs", "tail"]:
-            return self._tail(job)
         if rest[1:] == ["logs"]:
             return self._send(200, {"logs": job.log})
         if rest[1:] == ["stop"]:
@@ -153,36 +144,6 @@ class _FakeHandler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)
-
-    def _tail(self, job: FakeJob) -> None:
-        key = self.headers["Sec-WebSocket-Key"] + _WEBSOCKET
-        self.send_response(101)
-        self.send_header("Upgrade", "websocket")
-        self.send_header("Connection", "Upgrade")
-        self.send_header("Sec-WebSocket-Accept", base64.b64encode(hashlib.sha1(key.encode()).digest()).decode())
-        self.end_headers()
-        sent = 0
-        cut, self.fake.cut_after = self.fake.cut_after, None
-        self.close_connection = True
-        while True:
-            ended = job.status in ("SUCCEEDED", "FAILED", "STOPPED")
-            text = job.log[sent:cut]
-            if text:
-                self._frame(1, text.encode())
-                sent += len(text)
-            if cut is not None and sent >= cut:
-                return  # without a close frame: the connection is lost
-            if ended and not job.log[sent:]:
-                return self._frame(8, struct.pack(">H", 1000))
-            time.sleep(0.02)
-
-    def _frame(self, kind: int, data: bytes) -> None:
-        length = struct.pack(">BBH", 0x80 | kind, 126, len(data))
-        try:
-            self.wfile.write(length + data)
-            self.wfile.flush()
-        except OSError:  # the client has detached
-            self.close_connection = True
 
 
 def _shown(job: FakeJob) -> dict[str, Any]:

@@ -103,6 +103,7 @@ def started(tmp_path: Path) -> Any:
         runs.append(Run(tmp_path, *lines, **options))
         return runs[-1]
 
+    start.directory = tmp_path
     yield start
     for run in runs:
         for pid in run.drivers:
@@ -169,7 +170,13 @@ def test_a_checkpoint_is_what_is_gone_on_from(started: Any) -> None:
 
 @pytest.mark.parametrize(("last", "code"), [("die()", -signal.SIGKILL), ("return 76", 1)])
 def test_faults_in_a_row_are_bounded(started: Any, last: str, code: int) -> None:
-    """The run ends by the last one's signal, or as a run that has failed; what is open in events.jsonl is given up."""
+    """The run ends by the last one's signal, or as a run that has failed; what is open in events.jsonl is given up, and
+    alerted to, as there is no driver that could."""
+    directory, sent = started.directory, started.directory / "sent"
+    config: dict[str, Any] = {"algorithm": {"name": "sft", "steps": 3}, "model": {"init": {}}, "data": {"train": "x"}}
+    config["run"] = {"output": str(directory.parent), "name": directory.name}
+    config["tracking"] = {"alert_command": ["sh", "-c", 'cat >> "$0"', str(sent)]}
+    (directory / "config.json").write_text(json.dumps(config))
     run = started("loaded(2)", "events = Events(HERE)", "link.say_attempt(events.attempt)", *NOTE, last)
     assert (run.end(), len(run.drivers)) == (code, 3)
     cause = "the driver was killed by signal 9" if code < 0 else "the run has met a fault"
@@ -180,6 +187,10 @@ def test_faults_in_a_row_are_bounded(started: Any, last: str, code: int) -> None
     assert {line["did"] for line in ended(lines)} == {row}
     assert Events(run.directory).open() == []
     assert len(ended(lines)) == (6 if code < 0 else 3)
+    alerts = [json.loads(line) for line in sent.read_text().splitlines()]
+    given_up = [alert["fault"] for alert in alerts if alert["event"] == "given up"]
+    assert given_up == [line["fault"] for line in ended(lines)]
+    assert {alert["attempt"] for alert in alerts} == {3}
 
 
 NOTE = ('events.noticed(Fault(who="policy[0]", what="died", noticed_by="call"))',)

@@ -145,7 +145,7 @@ def test_a_wrong_verb_names_the_nearest(capsys: pytest.CaptureFixture[str], word
 
 
 def test_a_word_that_is_like_no_verb_has_no_hint(capsys: pytest.CaptureFixture[str]) -> None:
-    assert line_of(capsys, "bogus").endswith("k8s, help, got bogus")
+    assert line_of(capsys, "bogus").endswith("k8s, completion, help, got bogus")
 
 
 def test_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -394,7 +394,7 @@ def test_a_file_or_directory_in_the_wrong_place_is_one_line(run: Path, what: str
 
 def test_only_who_asks_for_it_loses_an_earlier_run(run: Path) -> None:
     found = start(job(run.parent, resume=False))
-    names = "step-5, step-10, metrics.jsonl, samples.jsonl"
+    names = "step-5, step-10, metrics.jsonl, samples.jsonl, tokens.jsonl"
     assert found == (None, [f"checkpoint.resume is false: removed {names} of an earlier run in {run}"])
     assert contents(run) == set() and not list(run.glob("set-aside-*"))
 

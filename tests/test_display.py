@@ -140,6 +140,55 @@ def test_how_far_a_phase_is_comes_with_its_time() -> None:
     display.close()
 
 
+def test_what_a_process_has_done_is_told_beside_the_phase() -> None:
+    _, display = screen(True)
+    display.phase("loading models")
+    display.within("policy[1] 120 of 290 tensors\x1b")
+    display.progress(0, 2, "policy ranks")
+    lines = [line.plain[2:].partition(" (")[0] for line in display.panel_lines(79, 24)]
+    assert "loading models: 0 of 2 policy ranks, policy[1] 120 of 290 tensors\\x1b" in lines
+    display.within("")
+    assert "tensors" not in "".join(line.plain for line in display.panel_lines(79, 24))
+    display.within("policy[1] 290 of 290 tensors")
+    display.phase("exporting")
+    assert "tensors" not in "".join(line.plain for line in display.panel_lines(79, 24)), "of the phase before"
+    display.close()
+
+
+def test_where_there_is_no_panel_progress_has_few_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of half a minute one, which says how far it has come; a phase of a run has a line when it begins."""
+    now = 0.0
+    monkeypatch.setattr("launch.screen.display.time.monotonic", lambda: now)
+    output, display = screen(False, 200)
+    display.phase("loading models")
+    for done in range(1, 100):
+        now += 1
+        display.within(f"policy[0] {done} of 99 tensors")
+        display.progress(0, 1, "policy ranks")
+    display.close()
+    assert [line.partition("  ")[0] for line in output.getvalue().splitlines()] == [
+        "loading models ...",
+        *(f"loading models: 0 of 1 policy ranks, policy[0] {at} of 99 tensors ({at} s)" for at in (30, 60, 90)),
+    ]
+
+
+def test_a_verb_that_is_done_soon_says_nothing_of_its_phases(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("launch.screen.display.time.monotonic", lambda: now)
+    output = io.StringIO()
+    console = Console(file=output, force_terminal=False, width=200, soft_wrap=True)
+    display = Display(console, plain_every_s=30.0)
+    for seconds in range(29):
+        now = float(seconds)
+        display.phase("encoding" if seconds < 10 else "mining")
+        display.progress(seconds, 60, "queries")
+    assert output.getvalue() == ""
+    now = 31.0
+    display.progress(31, 60, "queries")
+    assert output.getvalue() == "mining: 31 of 60 queries (21 s)  elapsed 0:31\n"
+    display.close()
+
+
 def test_imitation_shows_its_loss() -> None:
     output, display = screen(False, 200)
     display.start("sft", 2)

@@ -56,6 +56,7 @@ def test_an_embedding_model_learns(embedding: Any) -> None:
     """Held-out queries find their passages among 500, near-duplicates included; before training they do not."""
     metrics = embedding.metrics()
     first, last = metrics[0], metrics[-1]
+    assert embedding.unknown_metrics() == []
     assert first["step"] == 0 and first["eval/ndcg@10"] < 0.1
     assert last["eval/ndcg@10"] > 0.6
     assert last["loss/embedding"] < metrics[1]["loss/embedding"] / 1.5
@@ -147,6 +148,7 @@ def test_a_reranker_learns_from_the_embedding_model(tandem: Start, embedding: An
     )
     assert job.wait() == 0, job.text
     metrics = job.metrics()
+    assert job.unknown_metrics() == []
     assert metrics[-1]["loss/reranker"] < metrics[1]["loss/reranker"]
     assert {"eval/map", "eval/mrr@10", "eval/ndcg@10"} <= metrics[-1].keys()
     model = CrossEncoder(str(job.directory / "export"), device="cpu")

@@ -10,12 +10,13 @@ import pytest
 import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 
-from actors.group import ActorGroup, Slot
+from actors.group import ActorGroup, GroupError, Slot
 from actors.rollout.simulated import SimulatedRolloutWorker, Table
 from actors.rollout.types import EngineStats, Request, Sampling
 from actors.rollout.worker import CONCURRENCY
 from algorithms.rl.bubbles import Bubbles
-from algorithms.rollouts.engines import Ended, RayEngines
+from algorithms.rollouts.engines import Ended
+from algorithms.rollouts.ray_engines import RayEngines
 
 DEADLINE_S = 60
 
@@ -77,6 +78,9 @@ def test_engines_that_are_dead_or_late_are_left_out_and_end_nothing(group: Actor
     assert all(each and each.busy_s == 0 and each.lost == "" for each in others)
     group.answer(2, group.submit(2, METHODS.answer, False), "answer")
     ray.kill(group.handles[1])
+    with pytest.raises(GroupError):  # until then it may still answer
+        while True:
+            group.answer(1, group.submit(1, METHODS.stats), "stats")
     bubbles.ask()
     found = bubbles.metrics({"time/rollout": 1.0})
     assert found["bubble/engines_unheard"] == 2 and 0 < found["bubble/engine_idle_fraction"] < 1

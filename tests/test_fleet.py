@@ -56,13 +56,19 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def made(
-    directory: Path, group: FakeGroup, engines: int = 2, max_restarts: int = 2
+    directory: Path, group: FakeGroup, engines: int = 2, max_restarts: int = 2, **options: Any
 ) -> tuple[Fleet, Membership, Events]:
     members, events, found = Membership(2), Events(directory), dict(enumerate(["data row 3", "data row 5"]))
     any_group: Any = group
     now: Any = SimpleNamespace(events=events, lost=LostTime())
     fleet = Fleet(
-        any_group, members, now, start_timeout_s=7.0, max_restarts=max_restarts, had=lambda engine: [found[engine]]
+        any_group,
+        members,
+        now,
+        start_timeout_s=7.0,
+        max_restarts=max_restarts,
+        had=lambda engine: [found[engine]],
+        **options,
     )
     return fleet, members, events
 
@@ -86,6 +92,15 @@ def test_a_lost_engine_is_restarted_and_serves_once_it_has_weights(tmp_path: Pat
     assert [line["event"] for line in lines] == ["noticed", "restarting", "stale", "recovered"]
     assert lines[0]["who"] == "rollout[1]" and lines[0]["cause"] == "rollout[1].poll: the process died"
     assert lines[-1]["did"] == "restarted" and lines[-1]["samples"] == ["data row 5"] and lines[-1]["stood_s"] >= 0
+
+
+def test_engines_that_die_with_ray_are_no_faults_of_their_own(tmp_path: Path) -> None:
+    """The attempt ends, for Ray."""
+    group = FakeGroup(engine1=["ready"])
+    fleet, members, _ = made(tmp_path, group, excuse=lambda: True)
+    members.lose(1, GroupError("rollout[1].poll: the process died"), 0)
+    fleet.close()
+    assert read_events(tmp_path / "events.jsonl") == [] and group.replaced == []
 
 
 def test_one_that_is_lost_while_it_restarts_is_started_again(tmp_path: Path) -> None:

@@ -275,7 +275,6 @@ def test_a_step_of_reinforcement_is_reported_before_its_checkpoint_counts(
 ) -> None:
     """As in jobs on given rows; the new weights go to the engines before either."""
     monkeypatch.setattr("algorithms.rl.steps.rollout_metrics", lambda *_: {"tokens/generated": 8.0})
-    monkeypatch.setattr("algorithms.rl.steps.sample_rows", lambda *_: [])
     record: Any = Recorder(fails_at)
     empty: Any = SimpleNamespace(
         metrics=lambda _: {}, published=lambda _: None, engines=FakeEngines(),

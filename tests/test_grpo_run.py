@@ -20,6 +20,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from launch.alerts.record import read_alerts
 from tests.outside import (
     answer,
     driver_of,
@@ -127,7 +128,8 @@ def test_a_run_leaves_what_it_promises(uninterrupted: Any) -> None:
     directory = uninterrupted.directory
     steps = uninterrupted.steps()
     assert sorted(steps) == list(range(31))
-    assert steps[1].keys() >= CONTRACT
+    assert steps[1].keys() >= CONTRACT and uninterrupted.unknown_metrics() == []
+    assert {alert["rule"] for alert in read_alerts(directory)} <= {"health"}
     assert max(steps[step]["mismatch/kl"] for step in range(1, 31)) <= 1e-6
     assert max(steps[step]["weights/canary_difference"] for step in range(1, 31)) < 1e-4
     assert all(steps[step]["staleness/max"] == 0 for step in range(1, 31))
@@ -145,6 +147,7 @@ def test_a_run_leaves_what_it_promises(uninterrupted: Any) -> None:
     mode = (directory / "config.json").stat().st_mode
     assert [path for path in files if path.stat().st_mode & mode != mode] == [], "as readable as what Python opens"
     _assert_evaluations_are_kept(directory, steps)
+    _assert_groups_and_tokens_are_kept(directory, samples)
     assert all(sample["answer"] == sample["prompt"][::-1] for sample in samples), "the row's columns"
     for step in range(1, 31):
         found = {sample["reward"] for sample in samples if sample["step"] == step}
@@ -160,6 +163,36 @@ def test_a_run_leaves_what_it_promises(uninterrupted: Any) -> None:
     assert uninterrupted.left_behind() == []
 
 
+def _lines(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def _assert_groups_and_tokens_are_kept(directory: Path, samples: list[dict[str, Any]]) -> None:
+    """Of each step all samples of one prompt, and every token of the best of them, as the engines sampled it."""
+    by_place = {(row["step"], row["group"], row["sample"]): row for row in samples}
+    assert len(by_place) == len(samples), "each is written once"
+    assert len({(*place[:2], row["prompt"]) for place, row in by_place.items()}) == len(
+        {place[:2] for place in by_place}
+    )
+    tokens = _lines(directory / "tokens.jsonl")
+    assert [row["step"] for row in tokens] == list(range(1, 31))
+    for told in tokens:
+        step, number = told["step"], told["group"]
+        group = [by_place[step, number, index] for index in range(8)]  # all of them are there
+        own = group[told["sample"]]
+        assert own["reward"] == max(row["reward"] for row in group)
+        ended = [] if own["status"] == "truncated" else ["<|end|>"]
+        assert told["pieces"] == [*own["completion"], *ended], "a token of this model is a character"
+        assert len(told["pieces"]) == own["length"] == len(told["logprobs"])
+        assert all(-20 < logprob <= 0 for logprob in told["logprobs"])
+        assert set(told["versions"]) == {own["version"]} and set(told["sampled"]) == {True}
+        assert ("ratio" in told) == bool(own["advantage"]), "the others do not go through the model"
+        if "ratio" in told:
+            assert told["ratio"] == pytest.approx([1.0] * own["length"], abs=1e-3), "sampled and trained by one version"
+            assert len(told["entropy"]) == own["length"] and all(0 <= each < 3 for each in told["entropy"])
+    assert sum("ratio" in told for told in tokens) > 25
+
+
 def _assert_evaluations_are_kept(directory: Path, steps: dict[int, dict[str, Any]]) -> None:
     """pass@k and majority of four responses are those of the completions that are kept: here all of them."""
     kept = [json.loads(line) for line in (directory / "eval_samples.jsonl").read_text().splitlines()]
@@ -167,6 +200,7 @@ def _assert_evaluations_are_kept(directory: Path, steps: dict[int, dict[str, Any
         rows = [row for row in kept if row["step"] == step]
         groups = [rows[start : start + 4] for start in range(0, len(rows), 4)]
         assert len(groups) == 64 and all(len({row["prompt"] for row in group}) == 1 for group in groups)
+        assert [(row["group"], row["sample"]) for row in rows] == [(n, i) for n in range(64) for i in range(4)]
         assert all((row["completion"] == row["columns"]["answer"]) == row["solved"] == row["reward"] for row in rows)
         solved = [sum(row["solved"] for row in group) for group in groups]
         assert steps[step]["eval/pass@1"] == pytest.approx(steps[step]["eval/reward/mean"]) == sum(solved) / 256
@@ -221,6 +255,9 @@ def test_killed_and_resumed_runs_give_the_same_numbers(
     assert (second.directory / "curves.png").is_file(), "also of a run that has not finished"
     assert sorted(steps) == list(range(max(steps) + 1)), "each step once, in order, none missing"
     assert _numbers(steps) == _numbers({step: whole[step] for step in steps})
+    for name in ("samples.jsonl", "tokens.jsonl"):
+        expected = [row for row in _lines(uninterrupted.directory / name) if row["step"] <= max(steps)]
+        assert _lines(second.directory / name) == expected, "lines of steps that were made again are cut off"
     passed = [steps[step]["time/elapsed"] for step in sorted(steps)]
     assert passed == sorted(passed) and steps[max(steps)]["time/effective"] == 1.0, "no fault was noted"
 
@@ -352,6 +389,9 @@ def test_reward_errors_stop_the_run_with_their_causes(tandem: Start, tmp_path: P
     for row in rows:
         assert f"prompt '{row['prompt']}'" in report
     assert "Traceback" not in report
+    [alert] = read_alerts(job.directory)
+    assert (alert["rule"], alert["level"], alert["phase"]) == ("failed", "error", "end")
+    assert alert["text"].startswith("the run has failed: ") and "6 samples could not be scored" in alert["text"]
     assert Path(report.rpartition("full log: ")[2].strip()).exists()
     assert job.left_behind() == []
 

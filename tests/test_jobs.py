@@ -13,6 +13,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import yaml
@@ -58,6 +60,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("CONNECT_S", "READ_S"):
         monkeypatch.setattr(jobs_client, name, 3.0)
     monkeypatch.setattr(verbs, "_POLL_S", 0.02)
+    monkeypatch.setattr(follow, "PAUSE_S", 0.02)
     return work
 
 
@@ -456,7 +459,7 @@ def test_the_token_is_sent_as_ray_auth_mode_says(
     monkeypatch.delenv("RAY_AUTH_TOKEN")
     fake.add("first", log="a line\n").end("SUCCEEDED", 0)
     assert main(at) == 0
-    assert main(["logs", "first", "-f", "--address", fake.address]) == 0  # the websocket too
+    assert main(["logs", "first", "-f", "--address", fake.address]) == 0
     capsys.readouterr()
     stored.write_text("old")
     assert one_line(capsys, *at).startswith(f"{stored}: must be the token of the cluster's nodes")
@@ -628,16 +631,35 @@ def test_a_lost_connection_is_taken_up_without_repeating(
     fake: FakeRayServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     job = fake.add("first", log="one\ntwo\n", metadata=OURS)
-    fake.cut_after = 6
 
     def more() -> None:
+        fake.broken["GET"] = 3
         job.log += "three\n"
         job.end("SUCCEEDED", 0)
 
     meanwhile(more, 0.5)
     assert main(["logs", "first", "-f", "--address", fake.address]) == 0
     assert capsys.readouterr().out == "one\ntwo\nthree\n"
-    assert sum(item.endswith("/tail") for item in fake.requests) == 2
+    assert fake.broken["GET"] == 0
+
+
+def test_a_long_log_is_asked_for_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each answer brings all of it: after one of half a second there is a pause of ten."""
+    now, slept, job = [0.0], list[float](), SimpleNamespace(ended=False, state="RUNNING")
+
+    def logs(_: str) -> str:
+        now[0] += 0.0 if slept else 0.5
+        return "one\n"
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        job.ended = len(slept) == 2
+
+    client: Any = SimpleNamespace(job=lambda _: job, logs=logs)
+    monkeypatch.setattr(follow, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=sleep))
+    written: list[str] = []
+    follow.follow_log(client, "first", written.append)
+    assert slept == [10.0, follow.PAUSE_S] and written == ["one\n"]
 
 
 def test_a_connection_lost_for_good_is_one_line(
@@ -645,7 +667,6 @@ def test_a_connection_lost_for_good_is_one_line(
 ) -> None:
     monkeypatch.setattr(follow, "LOST_S", 1.0)
     fake.add("first", log="one\ntwo\n", metadata=OURS)
-    fake.cut_after = 4
     meanwhile(lambda: fake.broken.update(GET=1000), 0.4)
     assert main(["logs", "first", "-f", "--address", fake.address]) == 1
     out, err = capsys.readouterr()
@@ -656,17 +677,23 @@ def test_a_connection_lost_for_good_is_one_line(
     )
 
 
-def test_silence_is_asked_about(
+def test_a_job_that_does_not_run_yet_is_said_to_wait(
     fake: FakeRayServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A websocket that never closes does not hide the end of the job."""
-    monkeypatch.setattr(follow, "SILENCE_S", 0.2)
-    monkeypatch.setattr("launch.jobs.follow.CONNECT_S", 0.2)
-    monkeypatch.setattr("tests.fake_ray._FakeHandler._frame", lambda *arguments: None)
-    job = fake.add("first", "PENDING", metadata=OURS, log="never sent")
-    meanwhile(lambda: job.end("FAILED", 4), 0.5)
+    """Once, after a while."""
+    monkeypatch.setattr(follow, "PENDING_S", 0.0)
+    job = fake.add("first", "PENDING", metadata=OURS)
+
+    def end() -> None:
+        while sum(item.endswith("/logs") for item in fake.requests) < 3:
+            time.sleep(0.01)
+        job.end("FAILED", 4)
+
+    meanwhile(end, 0.0)
     assert main(["logs", "first", "-f", "--address", fake.address]) == 4
-    assert capsys.readouterr().err.startswith("first is PENDING: it waits for its files on a node, or for a process")
+    said = capsys.readouterr().err
+    assert said.startswith("first is PENDING: it waits for its files on a node, or for a process")
+    assert said.count("PENDING") == 1
 
 
 def test_ctrl_c_detaches(fake: FakeRayServer, project: Path) -> None:

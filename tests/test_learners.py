@@ -87,7 +87,7 @@ class FakeGroup:
 class Made:
     """Learners over such groups; `redo` says what is learned again."""
 
-    def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch, max_restarts: int = 3) -> None:
+    def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch, max_restarts: int = 3, **options: Any) -> None:
         monkeypatch.setattr(learners_module, "_ECHO_S", 0.0)
         self.log: list[str] = []
         names = ("rollout", "policy", "critic", "reference", "reward_0")
@@ -104,7 +104,8 @@ class Made:
         now: Any = SimpleNamespace(events=self.events, lost=LostTime())
         self.directory = directory
         config: Any = SimpleNamespace(run=SimpleNamespace(max_restarts=max_restarts), directory=directory)
-        self.learners = Learners(config, roster, now, saves, self.checkpointer, starts, self.copies, self.log.append)
+        given = config, roster, now, saves, self.checkpointer, starts, self.copies, self.log.append
+        self.learners = Learners(*given, **options)
         kl: Any = self.kl
         self.learners.begin(None, kl)
 
@@ -127,6 +128,14 @@ def test_frozen_groups_come_back_alone(tmp_path: Path, monkeypatch: pytest.Monke
     assert made.log == ["replace reward_0[0]", "replace reward_0[1]", "build reward_0"]
     [*_, over] = read_events(tmp_path / "events.jsonl")
     assert (over["who"], over["did"], over["redone_steps"]) == ("reward_0[1]", "rebuilt", 0)
+
+
+def test_ranks_that_die_with_ray_are_not_mended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The attempt ends, for Ray, and they are no faults of their own."""
+    made = Made(tmp_path, monkeypatch, excuse=lambda: True)
+    made.groups["policy"].dead = {0}
+    assert not made.learners.mend(RankLost("policy[0].update: the process died", "policy", 0), made.redo)
+    assert made.log == [] and read_events(tmp_path / "events.jsonl") == []
 
 
 BUILT = ["build policy", "build critic", "build reference", "prepare", "again from 0 with 0.5"]

@@ -98,8 +98,20 @@ def test_the_run_equals_the_undisturbed_one_bit_for_bit(disturbed: Any, undistur
     assert numbers(disturbed) == numbers(undisturbed)
     for name in ("samples.jsonl", "eval_samples.jsonl"):
         assert (disturbed.directory / name).read_text() == (undisturbed.directory / name).read_text()
+    assert_same_tokens(disturbed, undisturbed)
     one, other = (load_file(job.directory / "export/model.safetensors") for job in (disturbed, undisturbed))
     assert one.keys() == other.keys() and all(one[name].equal(other[name]) for name in one)
+
+
+def assert_same_tokens(*jobs: Any) -> None:
+    """But for what a rank took along that had just learned from them; all others were read once, by the rank and in
+    the pass that came first."""
+    found = [(job.directory / "tokens.jsonl").read_text().splitlines() for job in jobs]
+    for one, other in zip(*(map(json.loads, lines) for lines in found), strict=True):
+        shared = one.keys() & other.keys()
+        assert {name: one[name] for name in shared} == {name: other[name] for name in shared}
+        assert one.keys() ^ other.keys() <= {"ratio", "entropy"}
+    assert all(sum("ratio" in line for line in lines) >= STEPS - 2 for lines in found)
 
 
 def numbers(job: Any) -> list[dict[str, Any]]:

@@ -17,6 +17,7 @@ from actors.config import ModelInit
 from algorithms.config import DataConfig
 from algorithms.encoder.rows import rankings
 from launch.cli import main
+from launch.screen.display import Display
 from launch.verbs import mine, mining_parts
 from tests.encoder_models import CORPUS, MODEL, PAIRS, load_model, needs_model, save_reranker
 from tests.fake_models import fake_model
@@ -155,6 +156,21 @@ def test_parts_that_are_being_removed_are_not_read(
     Path("mined.jsonl").rename("second.jsonl")
     assert main([*drawn, "2"]) == 0
     assert Path("mined.jsonl").read_bytes() == Path("second.jsonl").read_bytes() != Path("first.jsonl").read_bytes()
+
+
+def test_how_far_it_is_is_told(project: Path, loaded: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[str, int, int, str]] = []
+
+    def progress(self: Display, done: int, total: int, what: str) -> None:
+        told.append((self._phase, done, total, what))
+
+    monkeypatch.setattr(Display, "progress", progress)
+    assert main([*MINE, "mined.jsonl", "--batch-size", "1", "--negatives", "2"]) == 0
+    passages, queries = len({*CORPUS, *(text for _, text in PAIRS)}), len({query for query, _ in PAIRS})
+    assert [each for each in told if each[0] == "encoding"] == [("encoding", 0, passages, "passages")]
+    mined = [each for each in told if each[0] == "mining"]
+    assert mined[0] == ("mining", 0, queries, "queries") and mined[-1] == ("mining", queries, queries, "queries")
+    assert len(mined) > 2 and mined == sorted(mined)
 
 
 def test_a_killed_process_is_continued(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,12 +7,13 @@ import pytest
 from actors.group import GroupError
 from actors.rollout.host import NoWeights
 from actors.rollout.types import BegunInfo, Request
-from algorithms.rollouts import engines as engines_module
 from algorithms.rollouts import notes as notes_module
-from algorithms.rollouts.engines import RayEngines, Refused
+from algorithms.rollouts import ray_engines as engines_module
+from algorithms.rollouts.engines import Refused
 from algorithms.rollouts.groups import BegunGroup
 from algorithms.rollouts.membership import Membership
 from algorithms.rollouts.notes import Notes
+from algorithms.rollouts.ray_engines import RayEngines
 from tests.fake_engines import After, FakeEngines
 from tests.test_rollouts import OK, PAIR, Driver, rows
 

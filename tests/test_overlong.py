@@ -96,6 +96,19 @@ def test_check_data_and_run_count_the_same(job: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("job", JOBS)
+def test_rows_are_the_same_where_it_is_told_how_many_are_done(
+    job: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = config(job, tmp_path, [row(job, 2, 3, n) for n in range(7)] + [row(job, 15, 2, 1)], overlong="drop")
+    tokenizer, told = tokenizer_for(run.model), list[tuple[int, int]]()
+    whole = run_data(run.algorithm, run.data, tokenizer, max_prompt_tokens=12)
+    monkeypatch.setattr("algorithms.data.reading._TOLD_ROWS", 3)
+    found = run_data(run.algorithm, run.data, tokenizer, max_prompt_tokens=12, told=lambda *each: told.append(each))
+    assert told == [(0, 8), (3, 8), (6, 8)]
+    assert repr(found) == repr(whole) and len(found.train) == 7
+
+
+@pytest.mark.parametrize("job", JOBS)
 @pytest.mark.parametrize("overlong", ["error", "drop", "truncate"])
 def test_a_row_of_exactly_the_limit_is_whole(job: str, overlong: str, tmp_path: Path) -> None:
     """The template writes three tokens, and one that ends a response."""

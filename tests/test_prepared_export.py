@@ -14,6 +14,7 @@ from actors.models.as_source import generation_problem
 from actors.models.encoders import load_encoder
 from actors.models.skeleton import write_skeleton
 from actors.models.tokenizer import load_tokenizer
+from actors.pulse import Watched, Work
 from actors.train.encoder import EncoderWorker
 from actors.train.policy import PolicyWorker
 from actors.train.trainer import TrainedWorker
@@ -79,6 +80,31 @@ def test_whatever_a_source_says_of_sampling_there_is_an_export(
         [note] = notes
         assert note.startswith("generation_config.json of the model is kept as it is, and transformers cannot read it")
     assert (target / "adapter/adapter_model.safetensors").is_file() == lora
+
+
+def test_how_far_loading_and_exporting_are_is_told(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the pulse of the rank: of all tensors of the model, those that are done."""
+    told: list[tuple[str | None, int, int, str]] = []
+
+    class Telling(Work):
+        def progressed(self) -> None:
+            super().progressed()
+            pulse = self.pulse()
+            told.append((pulse.method, pulse.done, pulse.of, pulse.what))
+
+    monkeypatch.setattr(Watched, "work", Telling())
+    worker = trainee(source)
+    loaded, told[:] = list(told), []
+    worker.prepare_export(tmp_path / "export")
+    assert told == [], "nothing of it is a tensor"
+    worker.export(tmp_path / "export")
+    tensors = len(list(worker.hf_model.parameters()))
+    counted = range(1, tensors + 1)
+    assert loaded == [("build", done, tensors, "tensors") for done in counted]
+    assert told == [("export", done, tensors, "tensors") for done in counted]
+    assert worker.pulse().of == 0, "over, it counts nothing"
 
 
 def test_all_but_the_weights_is_prepared(source: Path, tmp_path: Path) -> None:

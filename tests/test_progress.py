@@ -20,8 +20,9 @@ from actors.group import ActorGroup, GroupError, Slot
 from actors.rollout.simulated import SimulatedEngine, SimulatedRolloutWorker, Table
 from actors.rollout.types import Begun, BegunInfo, Finish, Finished, Request, Sampling, Segment
 from actors.rollout.worker import CONCURRENCY
-from algorithms.rollouts.engines import Ended, RayEngines
+from algorithms.rollouts.engines import Ended
 from algorithms.rollouts.groups import BegunGroup
+from algorithms.rollouts.ray_engines import RayEngines
 from tests.simulated_engines import Clock, Host, SimulatedEngines
 
 

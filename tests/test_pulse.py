@@ -65,6 +65,19 @@ def test_a_method_that_fails_is_over() -> None:
     assert reader.pulse().method is None
 
 
+def test_what_is_expected_is_of_one_method() -> None:
+    """Tensors of a build are none of the next method's; what one method expects after another thing begins at none."""
+    work = Work()
+    with work.on("build"):
+        work.progressed()
+        work.expect(3, "tensors")
+        work.progressed()
+        pulse = work.pulse()
+        assert (pulse.done, pulse.of, pulse.what) == (1, 3, "tensors")
+    with work.on("update"):
+        assert (work.pulse().of, work.pulse().what) == (0, "")
+
+
 def test_the_next_method_begins_at_no_micro_batch() -> None:
     """A step of an engine goes on counting."""
     work = Work()

@@ -14,8 +14,9 @@ from actors.group import ActorGroup, Slot
 from actors.rollout.simulated import SimulatedRolloutWorker, Table
 from actors.rollout.types import Finished, Request, Sampling
 from actors.rollout.worker import CONCURRENCY
-from algorithms.rollouts.engines import Back, Ended, Event, Lost, Out, RayEngines
+from algorithms.rollouts.engines import Back, Ended, Event, Lost, Out
 from algorithms.rollouts.membership import Membership, Parted
+from algorithms.rollouts.ray_engines import RayEngines
 
 LONG = 10**6
 

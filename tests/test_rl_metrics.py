@@ -10,19 +10,15 @@ from actors.episodes import Episode, EpisodeStatus, Prompt, Turn, VersionSpan
 from actors.rollout.types import RolloutInfo
 from algorithms.config_rl import GRPOConfig
 from algorithms.rewards.scores import Score, failed_score
-from algorithms.rl import responses
 from algorithms.rl.metrics import (
-    best_to_worst,
     discard_metrics,
     reward_metrics,
     rollout_metrics,
-    sample_rows,
     update_metrics,
 )
 from algorithms.rollouts.discards import Discards
 from algorithms.rollouts.failures import Failures
 from algorithms.rollouts.groups import ScoredGroup
-from tests.episodes import episode
 
 UPDATES = [
     {"loss": 1.0, "grad_norm": 4.0, "learning_rate": 0.5, "policy/kl": 3.0, "critic/error": 8.0, "mismatch/kl": 7.0},
@@ -85,44 +81,6 @@ def test_metrics_of_a_critic_have_its_name() -> None:
 def test_each_update_has_its_count() -> None:
     with pytest.raises(ValueError, match="shorter"):
         update_metrics(UPDATES, [5, 7], "policy")
-
-
-def test_rows_of_samples_are_the_chosen_responses_with_their_columns(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A prompt column that is the prompt's text is not repeated; one that differs, or is named as a field, is told."""
-    asked: list[tuple[Any, float]] = []
-
-    def get(rollouts: list[str], timeout: float) -> list[Episode]:
-        asked.append((rollouts, round(timeout)))
-        return [episode([1], [2], text=text) for text in rollouts]
-
-    monkeypatch.setattr(responses.ray, "get", get)
-    rows = {"answer": "7", "prompt": "ask 0", "status": "new"}, {"prompt": "another"}
-    groups = [group(0, 1.0, row=rows[0]), group(1, 0.4), group(2, 0.5, 0.0, row=rows[1])]
-    advantages = {(0, 0): 0.1, (1, 0): 0.4, (2, 0): 0.3, (2, 1): 0.2}
-    told = sample_rows(groups, advantages, 3, pytest.fail)
-    assert sorted(asked) == [(["0:0"], 60), (["2:0", "2:1"], 60)]
-    assert told == [
-        _row("ask 0", "0:0", 1.0, 0.1, 3) | {"answer": "7", "row.status": "new"},
-        _row("ask 2", "2:0", 0.5, 0.3, 3) | {"row.prompt": "another"},
-        _row("ask 2", "2:1", 0.0, 0.2, 4) | {"row.prompt": "another"},
-    ]
-
-
-def _row(prompt: str, completion: str, reward: float, advantage: float, version: int) -> dict[str, Any]:
-    return {
-        "prompt": prompt,
-        "completion": completion,
-        "reward": reward,
-        "rewards": {"math": reward, "length": 2 * reward},
-        "advantage": advantage,
-        "version": version,
-        "status": "ok",
-    }
-
-
-def test_of_equal_rewards_those_of_other_prompts_come_first_in_the_order_of_the_groups() -> None:
-    groups = [group(0, 1.0, 1.0), group(1, 2.0, 1.0), group(2, 1.0)]
-    assert best_to_worst(groups, 9) == [(1, 0), (0, 0), (2, 0), (0, 1), (1, 1)]
 
 
 def test_rewards_are_told_whole_by_source_and_by_set() -> None:

@@ -22,10 +22,10 @@ from algorithms.loop import Clock, good_enough
 from algorithms.rewards.scores import Score
 from algorithms.rl.evaluation import response_rows
 from algorithms.rl.grpo import GRPO
-from algorithms.rl.metrics import sample_rows
 from algorithms.rl.overlapped_gradients import OverlappedGradients
 from algorithms.rl.overlapped_reads import OverlappedReads
 from algorithms.rl.ppo import PPO
+from algorithms.rl.sample_report import SampleReport
 from algorithms.rollouts.discards import Discards
 from algorithms.rollouts.failures import Failures
 from algorithms.rollouts.groups import ShapedGroup
@@ -79,7 +79,7 @@ class Loop:
             metrics=lambda _: {}, temperature=1.0,
             report=lambda: (Failures(0), Discards()), published=lambda _: None,
             save=lambda *_: None, keep=lambda: None, note=lambda _: None,
-            end_if_asked=lambda: None, engines=FakeEngines(engines=1), samples=lambda *_: None,
+            end_if_asked=lambda: None, engines=FakeEngines(engines=1), samples=lambda *_: None, tokens=lambda *_: None,
             step=lambda _, metrics, __: self.reported.append(metrics), phase=lambda *_: None, start=lambda *_: None,
         )  # fmt: skip
         roster: dict[str, Any] = {"policy": self.policy, "critic": self.critic}
@@ -93,7 +93,7 @@ class Loop:
             "micro_batch_tokens": {"policy": 64, "critic": 64},
             "seed": 0,
             "total_steps": 9,
-            "samples_per_step": 0,
+            "sample_report": SampleReport(samples=0, groups=0),
             "models": [],
             **dict.fromkeys(("reference", "read_reference", "split")),
             **dict.fromkeys(("rollouts", "shaper", "checkpoint", "reporter"), nothing),
@@ -221,9 +221,10 @@ def test_responses_that_cannot_be_read_are_left_out_of_reports_and_end_nothing(m
     groups = [replace(group(1.0, 0.0), rollouts=reference) for reference in (5, 7)]
     notes: list[str] = []
     advantages = {(number, index): 0.5 for number in range(2) for index in range(2)}
-    rows = sample_rows(groups, advantages, 4, notes.append)
-    assert [row["completion"] for row in rows] == ["text 0", "text 1"]
-    assert [len(rows) for rows in response_rows([*groups], 1.0, notes.append)] == [2]
+    found = SampleReport(samples=4).rows(groups, advantages, notes.append)
+    assert [row["completion"] for row in found.spread] == ["text 0", "text 1"]
+    [rows] = response_rows(groups[::-1], 1.0, notes.append)
+    assert [(row["group"], row["sample"]) for row in rows] == [(1, 0), (1, 1)]
     line = "the responses to data row 0 could not be read (ObjectLostError): they are in no samples file"
     assert notes == [line, line]
     made = Loop()

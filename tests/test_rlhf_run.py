@@ -66,6 +66,7 @@ def test_a_reward_model_learns_and_loads_as_a_plain_classifier(reward_model: Any
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     metrics = reward_model.metrics()
+    assert reward_model.unknown_metrics() == []
     assert metrics[-1]["eval/accuracy"] > 0.65
     assert metrics[-1]["loss/reward_model"] < 0.6 < metrics[0]["loss/reward_model"]
     assert 0 <= metrics[-1]["eval/calibration_error"] < 0.3
@@ -157,7 +158,7 @@ def ppo(tandem: Start, ppo_settings: dict[str, Any]) -> Any:
 def test_ppo_runs_with_all_groups(ppo: Any) -> None:
     """Policy, critic, reference and reward model take part; the critic alone learns first; the first ratio is 1."""
     steps = ppo.steps()
-    assert steps[2].keys() >= PPO_METRICS
+    assert steps[2].keys() >= PPO_METRICS and ppo.unknown_metrics() == []
     assert "loss/policy" not in steps[1], "a warm-up step of the critic"
     assert steps[1]["loss/critic"] > 0
     assert steps[1]["policy/kl"] == pytest.approx(0, abs=1e-6), "the policy still is its reference"
@@ -289,6 +290,7 @@ def test_dpo_raises_the_accuracy_of_held_out_preferences(tandem: Start, warm_mod
     job = tandem(offline(warm_model, PAIRS, name="dpo", steps=40, beta=0.1, reference="precomputed"))
     assert job.wait() == 0, job.text
     metrics = job.metrics()
+    assert job.unknown_metrics() == []
     assert metrics[0]["loss/dpo"] == pytest.approx(math.log(2), abs=1e-5)
     assert metrics[-1]["eval/rewards/accuracy"] > 0.65
     assert metrics[-1]["eval/rewards/margin"] > 0

@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RULE_FILES = (
     "launch/settings/rules.py",
     "launch/settings/rules_adapters.py",
+    "launch/settings/rules_alerts.py",
     "launch/settings/rules_encoder.py",
     "launch/settings/rules_evaluation.py",
     "launch/settings/rules_reference.py",
@@ -1419,6 +1420,34 @@ CASES: list[tuple[str, str, str]] = [
         "cluster.driver_labels={a b: c}",
         "cluster.driver_labels.a b must be the name of a label: letters, digits, '-', '_' and '.', got 'a b'",
     ),
+    (
+        "sft",
+        "tracking.alerts.limits=[{metric: loss/nl, above: 3}]",
+        "tracking.alerts.limits.0.metric must be a metric that sft writes, as docs/outputs.md has them (did you mean "
+        "loss/nll?), got loss/nl",
+    ),
+    (
+        "ppo",
+        "tracking.alerts.falling.metric=eval/reward/men",
+        "tracking.alerts.falling.metric must be a metric that ppo writes, as docs/outputs.md has them (did you mean "
+        "eval/reward/mean?), got eval/reward/men",
+    ),
+    (
+        "grpo",
+        "tracking.alerts.limits=[{metric: policy/kl, above: 3}, {metric: policy/kl}]",
+        "tracking.alerts.limits.1.above or below must be given, one of the two, got neither",
+    ),
+    (
+        "grpo",
+        "tracking.alerts.limits=[{metric: policy/kl, above: 3, below: 1}]",
+        "tracking.alerts.limits.0.above or below must be given, one of the two, got both (a rule each)",
+    ),
+    (
+        "grpo",
+        "tracking.alert_webhook_env=ALERTS",
+        "tracking.alert_webhook_env must be the name of an environment variable that tells of a secret, such as "
+        "SLACK_WEBHOOK_URL, got another text (not shown)",
+    ),
     ("grpo", "cluster.env={A B: '4'}", "cluster.env.A B must be a name of letters, digits and _, got 'A B'"),
     (
         "grpo",
@@ -1470,6 +1499,9 @@ def test_each_job_is_valid_as_long_as_no_rule_is_broken(job: str) -> None:
             "stop_when: {metric: eval/majority, at_least: 0.9}}; data.eval=rows.jsonl",
         ),
         ("ppo", "algorithm={name: ppo, epochs: 1, critic_warmup_steps: 500}"),
+        ("sft", "tracking.alerts={falling: {metric: reward/mean, window_steps: 5}, limits: []}"),
+        ("grpo", "tracking.alerts.limits=[{metric: policy/kl, above: 1}, {metric: eval/reward/mean, below: 0.1}]"),
+        ("embedding", "tracking.alerts.limits=[{metric: embedding/accuracy, below: 0.1, for_steps: 9, level: error}]"),
         ("grpo", "algorithm={name: grpo, steps: 0, eval_every: 5}; data.eval=rows.jsonl"),
         ("ppo", "algorithm={name: ppo, steps: 0, eval_every: 5, critic_warmup_steps: 5}; data.eval=rows.jsonl"),
         ("grpo", "reward={models: [rm], functions: [exact_match], workers: 4}"),

@@ -10,11 +10,13 @@ from ray.exceptions import RayTaskError
 
 from actors.config import UserError
 from actors.group import GroupError
+from launch.alerts.alerts import Alerts
 from launch.config import RunConfig, validate
 from launch.run import signals
 from launch.run.ending import PREEMPTED, STOPPED, Ending
 from launch.run.run import _close, _explain, _farewell, _prepare
 from launch.screen.display import Display
+from launch.tracking.events import Events
 from launch.tracking.redraw import CurveDrawer
 from launch.tracking.tracker import Tracker
 
@@ -131,7 +133,8 @@ def test_the_last_screen_says_why_what_and_where(
     draws = isinstance(ended_by, KeyboardInterrupt)
     if not draws:
         monkeypatch.setattr(curves, "finish", lambda: None)  # once is enough: it takes seconds
-    picture = _close(display, tracker, curves)
+    alerts = Alerts(config, Events(config.directory), show=display.alert, warn=display.warning)
+    picture = _close(display, tracker, curves, alerts)
     assert _farewell(config, display, ended_by, picture) == code
     out, err = capsys.readouterr()
     lines = out[out.index(why) :].splitlines()

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from actors.config import UserError
+from launch.alerts.alerts import Alerts
 from launch.config import CheckpointConfig
 from launch.run import signals
 from launch.run.checkpointer import RunCheckpointer
@@ -122,7 +123,10 @@ class Ended:
         self.storage.fails = lambda count, name: False
 
     def end(self, by: BaseException | None) -> bool:
-        return _end(self.config, self.uploads, self.display, self.faults, by)
+        alerts = Alerts(
+            self.config, self.faults.events, show=lambda _, text: pytest.fail(text), warn=self.display.warning
+        )
+        return _end(self.config, self.uploads, self.display, self.faults, alerts, by)
 
     def events(self) -> list[str]:
         return [line.get("did", line["event"]) for line in read_events(self.config.directory / "events.jsonl")]

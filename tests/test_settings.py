@@ -67,7 +67,7 @@ def test_help_says_what_a_field_takes_and_who_reads_it() -> None:
 def test_help_lists_the_fields_of_a_section() -> None:
     lines = help_text("tracking").splitlines()
     assert lines[:4] == ["tracking", "  Metrics and samples.", "  read by  all jobs", "  fields of tracking:"]
-    assert "    project           Weights & Biases project." in lines
+    assert "    project            Weights & Biases project." in lines
     assert "algorithm.loss.N" in help_text("algorithm.loss") and "one of clip, gspo" in help_text("algorithm.loss")
 
 

@@ -261,6 +261,8 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(ROOT / name, tree / name, ignore=ignored)
     for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tree)
+    (tree / "docs").mkdir()
+    shutil.copy(ROOT / "docs/settings.md", tree / "docs")
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     options = ["--no-deps", "--no-build-isolation", "--no-index"]
     subprocess.run([*pip, "wheel", *options, "--wheel-dir", directory, tree], check=True, timeout=120)
@@ -270,6 +272,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for kind in ("configs", "examples"):
         there = {path.name for path in (ROOT / kind).iterdir() if path.is_file()}
         assert {Path(name).name for name in names if name.startswith(f"launch/shipped/{kind}/")} == there
+    assert "launch/shipped/settings.md" in names
     assert {name.partition("/")[0] for name in names if ".dist-info" not in name} == {"actors", "algorithms", "launch"}
     page = {path.relative_to(ROOT).as_posix() for path in (ROOT / "launch/page/static").rglob("*") if path.is_file()}
     assert page <= set(names) and "launch/page/static/vendor/uPlot-LICENSE.txt" in page

@@ -14,12 +14,11 @@ import pytest
 from actors.episodes import EpisodeStatus, Prompt
 from actors.rollout.types import RolloutInfo, Sampling
 from algorithms.config_rl import GRPOConfig, OverlongPenalty
-from algorithms.loop import spread_over
 from algorithms.rewards.scores import Score
 from algorithms.rl.baselines import BASELINES
 from algorithms.rl.grpo import GRPO
 from algorithms.rl.judging import Teaching
-from algorithms.rl.metrics import best_to_worst, reward_metrics, rollout_metrics, teaches
+from algorithms.rl.metrics import reward_metrics, rollout_metrics, teaches
 from algorithms.rl.shaper import RewardShaper
 from algorithms.rollouts.failures import Failures
 from algorithms.rollouts.groups import ScoredGroup
@@ -60,19 +59,6 @@ def _assert_scores(found: list[np.ndarray], expected: list[list[float]]) -> None
     assert len(found) == len(expected)
     for scores, values in zip(found, expected, strict=True):
         np.testing.assert_allclose(scores, values, rtol=1e-12)
-
-
-def test_shown_samples_go_from_the_best_to_the_worst() -> None:
-    """The wrong ones are among them, also where most are right."""
-    right: list[Response] = [(1.0, 5, "ok")] * 8
-    groups = _groups([right, right, [*right[:6], (0.0, 5, "ok"), (0.5, 5, "ok")], right])
-    rewards = [groups[number].scores[index].reward for number, index in best_to_worst(groups, 4)]
-    assert rewards == [1.0, 1.0, 1.0, 0.0]
-    assert len({number for number, _ in best_to_worst(groups, 4)[:3]}) > 1
-    assert best_to_worst(groups, 1) == [(2, 6)], "one alone is the worst"
-    assert best_to_worst(groups, 0) == []
-    assert len(best_to_worst(groups, 100)) == 32
-    assert spread_over([5, 4, 3, 2, 1], 3) == [5, 3, 1]
 
 
 def test_rewards_pass_unchanged_when_nothing_is_set() -> None:

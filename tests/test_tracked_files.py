@@ -133,3 +133,41 @@ def test_tensorboard_gets_each_metric_of_a_step(tmp_path: Path, monkeypatch: pyt
     tracker.log(2, {"loss/policy": 0.5, "reward/mean": 0.25})
     tracker.close()
     assert written == [str(tmp_path / "tensorboard"), ("loss/policy", 0.5, 2), ("reward/mean", 0.25, 2), "end"]
+
+
+@pytest.mark.parametrize("again", [1, 0])
+def test_tokens_of_steps_that_come_again_are_cut_also_where_no_more_are_told(tmp_path: Path, again: int) -> None:
+    told = tmp_path / "tokens.jsonl"
+    tracker = Tracker(tmp_path, job(tmp_path))
+    for step in (1, 2, 3):
+        tracker.tokens(step, [{"pieces": ["b", "\ufffd"], "logprobs": [-0.5, -math.inf]}, {"pieces": []}])
+    tracker.close()
+    assert json.loads(told.read_text().splitlines()[0]) == {
+        "step": 1,
+        "pieces": ["b", "\ufffd"],
+        "logprobs": [-0.5, None],
+    }
+    with told.open("a", encoding="utf-8") as file:
+        file.write('{"step": 3, "pie')
+    warned: list[str] = []
+    Tracker(tmp_path, job(tmp_path, token_samples=again), resumed_step=2, warn=warned.append).close()
+    assert steps(told) == [1, 1, 2, 2]
+    assert not any("tokens.jsonl" in line for line in warned)
+    Tracker(tmp_path, job(tmp_path, token_samples=0)).close()
+    assert not told.exists(), "an earlier run's are not this one's"
+    Tracker(tmp_path, job(tmp_path, "sft")).close()
+    assert not told.exists(), "which samples nothing has no tokens to tell"
+
+
+def test_tokens_are_those_of_samples_that_are_written(tmp_path: Path) -> None:
+    """The default, which config.json gives, may stay; another number would have no effect."""
+    none = {"samples_per_step": 0, "groups_per_step": 0}
+    assert job(tmp_path, **none, token_samples=1).tracking.token_samples == 1
+    for others in ({"samples_per_step": 1, "groups_per_step": 0}, {"samples_per_step": 0}):
+        assert job(tmp_path, **others, token_samples=2).tracking.token_samples == 2
+    with pytest.raises(UserError) as caught:
+        job(tmp_path, **none, token_samples=2)
+    assert str(caught.value).endswith(
+        "tracking.token_samples must be left out with samples_per_step 0 and groups_per_step 0, as it is of their "
+        "completions, got 2"
+    )

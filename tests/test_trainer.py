@@ -212,6 +212,18 @@ def test_a_metric_may_be_a_vector() -> None:
     assert list(metrics) == list(plain) and metrics["loss"] == plain["loss"] and metrics["entropy"] == plain["entropy"]
 
 
+def test_an_evaluation_tells_how_far_it_is() -> None:
+    worker, seen = faked(), list[tuple[int, int, str]]()
+
+    def looking(*arguments: Any) -> Any:
+        pulse = worker.pulse()
+        seen.append((pulse.done, pulse.of, pulse.what))
+        return share_of(*arguments)
+
+    worker.evaluate([[SEQUENCES[0]], [SEQUENCES[1]]], TOTALS, looking)
+    assert seen == [(0, 2, "micro-batches"), (1, 2, "micro-batches")]
+
+
 def test_an_evaluation_makes_no_update() -> None:
     worker = faked()
     metrics = worker.evaluate([[SEQUENCES[0]], [SEQUENCES[1]]], TOTALS, share_of)

@@ -241,6 +241,32 @@ def test_what_was_replaced_is_forgotten_and_ended(start: Start, tmp_path: Path) 
     assert told.signs() == [("reward[0]", 1, "froze", "stopped")]
 
 
+@pytest.mark.parametrize("ended", [False, True])
+def test_a_stopped_process_whose_place_is_taken_is_told_of(start: Start, tmp_path: Path, ended: bool) -> None:
+    """Its group was built anew as another one has died, before a second look at it; perhaps it has been ended by then.
+    Nobody has to mend it, and one that is told of already is not told of again."""
+    first, second, third = (start(SLEEPS)[0] for _ in range(3))
+    children, told = Children(first), Told()
+    watch = watching(tmp_path, children, told)
+    looks(watch, 101)
+    halt(first)
+    if ended:
+        looks(watch, 101.5)
+        os.kill(first, signal.SIGKILL)
+        wait_until(lambda: has_ended(first), "the end of a killed process")
+    children.put(0, 1, second)
+    looks(watch, 102)
+    wait_until(lambda: has_ended(first), "the end of a stopped process")
+    children.put(0, 2, third)
+    looks(watch, 103)
+    lines = read_events(tmp_path / "events.jsonl")
+    assert [(line["event"], line["who"], line["what"], line["noticed_by"], line["pid"]) for line in lines] == [
+        ("noticed", "reward[0]", "froze", "stopped", first),
+        ("recovered", "reward[0]", "froze", "stopped", first),
+    ]
+    assert lines[1]["did"] == "rebuilt" and told == []
+
+
 def test_an_end_that_was_meant_is_no_fault(start: Start, tmp_path: Path) -> None:
     """The look has found it before the pool has another one, which does not take it for lost."""
     pid, _ = start(SLEEPS)
@@ -353,11 +379,12 @@ class Rank(Worker):
 
 
 class Distant(Rank):
-    """A rank that says that it is another machine's."""
+    """A rank that says that it is another machine's, and has done half of what it has to do."""
 
     def pulse(self) -> Pulse:
         process = own_process()
-        return Pulse(process=ProcessId(process.pid, process.started, "elsewhere-1"), method=None, seconds=0, done=0)
+        there = ProcessId(process.pid, process.started, "elsewhere-1")
+        return Pulse(process=there, method=None, seconds=0, done=1, of=2, what="tensors")
 
 
 class Unbuilt(Rank):
@@ -376,9 +403,14 @@ def run(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
     slot = Slot(placement=bundles, bundle=0, cpus=0.05, gpus=0, threads=1)
     workers = {"policy": (Rank, 7), "distant": (Distant, 2), "brief": (Rank, 1), "unbuilt": (Unbuilt, 1)}
     placement = Placement([bundles], {name: [slot] * count for name, (_, count) in workers.items()})
-    roster, told = Roster(str(directory)), Told()
+    roster, told, work = Roster(str(directory)), Told(), list[str]()
     watch = ProcessWatch(
-        roster, Events(directory), on_lost=told.append, warn=told.warnings.append, heartbeat_s=HEARTBEAT_S
+        roster,
+        Events(directory),
+        on_lost=told.append,
+        warn=told.warnings.append,
+        on_work=work.append,
+        heartbeat_s=HEARTBEAT_S,
     )
     for name, (worker, _) in workers.items():
         roster.add(name, worker, DEADLINE_S, placement)
@@ -388,14 +420,16 @@ def run(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
     started = [rank for name, (worker, count) in workers.items() for rank in [(name, n) for n in range(count)]]
     started.remove(("unbuilt", 0))
     wait_until(lambda: all((rank := watch._ranks.get(key)) and rank.process for key in started), "the first pulses")
+    wait_until(lambda: work[-1:] == ["distant[0] 1 of 2 tensors"], "what they have done")
     expected = list[tuple[str, int, str, str]]()
     yield SimpleNamespace(roster=roster, policy=roster["policy"], watch=watch, told=told, expected=expected)
     watch.stop()
     assert sorted(told.signs()) == sorted(expected)
     assert told.warnings == []
     lines = read_events(directory / "events.jsonl")
+    replaced = [("policy[6]", "froze", "stopped")] * 2  # and over at once: nobody has to hear of it
     assert sorted((line["who"], line["what"], line["noticed_by"]) for line in lines) == sorted(
-        (who, what, by) for who, _, what, by in expected
+        [(who, what, by) for who, _, what, by in expected] + replaced
     )
     roster.shutdown()
     remove_placement_group(bundles)
@@ -496,7 +530,7 @@ def test_processes_of_other_machines_only_die(run: SimpleNamespace, begun: Simpl
 
 
 def test_what_is_ended_on_purpose_is_no_fault(run: SimpleNamespace) -> None:
-    """A rank that is replaced, though it stands still, and a group that has done its work."""
+    """A rank that is replaced, of which it is told that it stood still, and a group that has done its work."""
     group, brief = run.policy, run.roster["brief"]
     old, other = pid_of(group, 6), pid_of(brief, 0)
     os.kill(old, signal.SIGSTOP)

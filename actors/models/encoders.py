@@ -22,6 +22,7 @@ from actors.failure import reason_of
 from actors.files.readable import make_readable
 from actors.files.stored import only_data
 from actors.models.as_source import restore_settings
+from actors.models.counted_loading import counted_loading
 from actors.models.dividing import Divider, OnlySettings, loading
 from actors.models.export import planned_files, save_settings, save_weights
 from actors.models.hub_cache import local_directory
@@ -74,7 +75,7 @@ def load_encoder(model: ModelConfig, head: EncoderHead, directory: str, divider:
 def _load(model: ModelConfig, head: EncoderHead, directory: str, divider: Divider | None) -> Any:
     _require_kind(head, directory)
     try:
-        with only_data(directory), loading(divider):
+        with only_data(directory), loading(divider), counted_loading():
             loaded: Any = (
                 _load_reranker(model, directory) if head.kind == "reranker" else _load_embedding(model, head, directory)
             )

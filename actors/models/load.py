@@ -22,6 +22,7 @@ from actors.models.attention import PACKED_ATTENTION, register_packed_attention
 from actors.models.balance import Balance
 from actors.models.body import Body, body_of
 from actors.models.class_traits import family_of_class, family_of_model
+from actors.models.counted_loading import counted_loading
 from actors.models.dividing import Divider, drawing, loading
 from actors.models.experts import experts_in_order, route_in_float32
 from actors.models.family import Family
@@ -141,7 +142,7 @@ def _from_directory(
     tensors = unread_tensors(directory, reads=dist.get_rank() == 0) if divider else None
     # Its own is not read: training samples nothing by it, and some cannot be read. An export gets the file.
     loaded_with = options | {"generation_config": GenerationConfig()}
-    with only_data(directory), loading(divider):
+    with only_data(directory), loading(divider), counted_loading():
         if tensors is None:
             return loader.from_pretrained(
                 directory, config=config, output_loading_info=True, trust_remote_code=False, **loaded_with

@@ -109,6 +109,14 @@ class PackedBatch:
         """Action tokens of each sequence, float32 [S]."""
         return self.sequence_sums(torch.ones(len(self.token_ids), device=self.token_ids.device))
 
+    def of_sequence(self, per_token: torch.Tensor, sequence: int) -> torch.Tensor:
+        """The part of a [T] tensor that is of one sequence, its prompt included, [L]."""
+        start = sum(self.lengths[:sequence])
+        end = start + self.lengths[sequence]
+        if self.sources is None:
+            return per_token[start:end]
+        return per_token[torch.from_numpy(self.sources[start:end]).to(per_token.device)]
+
     def split(self, per_token: torch.Tensor) -> list[np.ndarray]:
         """Cut a [T] tensor into one array per sequence, its prompt included."""
         values = per_token.detach().cpu().numpy()

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from actors.config import EncoderHead, ModelConfig, TrainerConfig
 from actors.models.tried import ENCODERS, TRIED
+from actors.pulse import MICRO_BATCHES
 from actors.train.encoder_trial import try_texts
 from actors.train.engine import gathered
 from actors.train.text_passes import cut_lengths
@@ -181,6 +182,7 @@ class EncoderWorker(TrainedWorker):
     def encode(self, texts: list[EncoderText]) -> NDArray[np.float32]:
         """Outputs of this rank's texts, [texts, D] or [texts], without dropout; collective under ZeRO-3."""
         batches = self._batches(texts)
+        self.work.expect(len(batches), MICRO_BATCHES)
         found = []
         for batch in batches:
             found.append(self.engine.evaluate(self._on_device(batch.features)))

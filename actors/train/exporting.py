@@ -1,6 +1,6 @@
 """A rank that writes its model as others use it: a Hugging Face directory, with its adapters beside it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,8 +99,15 @@ class ExportingWorker(Worker):
                 # What is prepared needs nothing of the model's directory, which may be gone by now.
                 if not (directory / "config.json").is_file():
                     self.write_files(directory, None)
-                self.write_files(directory, tensors)
+                self.work.expect(len(lora.parameter_metas(self.hf_model)), "tensors")
+                self.write_files(directory, self._one_by_one(tensors))
         return self.write_adapter(directory, error)
+
+    def _one_by_one(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
+        """The same, counted as they are taken."""
+        for tensor in tensors:
+            yield tensor
+            self.work.progressed()
 
     def write_adapter(self, directory: Path, error: "MergeError") -> float | None:
         """Write the adapters, if the model has any, alone below an export in which they are merged; all ranks gather.

@@ -21,11 +21,12 @@ from actors.files.full_disk import told_when_full
 from actors.files.own_files import StoredFile
 from actors.files.pieces import Contents
 from actors.models.packed import PackedBatch, Read
-from actors.pulse import beside
+from actors.pulse import MICRO_BATCHES, beside
 from actors.train.checkpoint_files import CapturedFiles
 from actors.train.engine import TrainingEngine, gathered, load_library
 from actors.train.exporting import ExportingWorker
 from actors.train.kept import KeptWorker
+from actors.train.noted import Noted
 from actors.train.sharding import Sharding, sharding
 from actors.train.shards import Shards
 from actors.train.sums import COMPUTED_TOKENS, Divisors, Sums
@@ -66,6 +67,8 @@ class TrainedWorker(KeptWorker, ExportingWorker):
     """The load-balancing loss of the model, if it is a mixture of experts that has one."""
     _captured: CapturedFiles | None = None
     """What is still to be written of a checkpoint."""
+    noted: Noted | None = None
+    """What `note` has asked for."""
     begun: Sums | None = None
     """What `accumulate` has added to an update that is not made yet."""
 
@@ -132,13 +135,22 @@ class TrainedWorker(KeptWorker, ExportingWorker):
         """
         # Unless it is asked for: the gradient of rollouts is that of the policy.
         coefficient = self._balancing(0.0)
-        read = read_inputs(held, inputs)
-        return [
-            self._update(
-                len(plan), self._experiences(plan, *read, bool(coefficient)), count, loss, temperature, coefficient
-            )
-            for plan, count in zip(plans, totals, strict=True)
-        ]
+        read, updates = read_inputs(held, inputs), list[Metrics]()
+        for plan, count in zip(plans, totals, strict=True):
+            batches = self._experiences(plan, *read, bool(coefficient))
+            watched = self.noted.watching(loss, plan) if self.noted else loss
+            updates.append(self._update(len(plan), batches, count, watched, temperature, coefficient))
+        return updates
+
+    def note(self, places: list[Place]) -> None:
+        """Keep what `update` reads of these episodes when it first learns from them, for `tell_noted`."""
+        self.noted = Noted(places)
+
+    def tell_noted(self) -> TokenFields:
+        """policy_logprobs and entropies of the episodes that `note` has named and `update` has learned from since, by
+        their keys and numbers; they are forgotten."""
+        noted, self.noted = self.noted, None
+        return noted.fields() if noted else {}
 
     def accumulate(
         self,
@@ -212,6 +224,7 @@ class TrainedWorker(KeptWorker, ExportingWorker):
         self, plan: list[list[Sequence]], totals: Totals, loss: LossFunction, share_prompts: bool = False
     ) -> Metrics:
         """Metrics of the loss on given sequences, without an update."""
+        self.work.expect(len(plan), MICRO_BATCHES)
         sums = Sums()
         for sequences in plan:
             batch = self._packed(sequences, share_prompts)
@@ -223,6 +236,7 @@ class TrainedWorker(KeptWorker, ExportingWorker):
 
     def outputs(self, plan: list[list[Sequence]], share_prompts: bool = False) -> list[list[float]]:
         """Sum over the action tokens of every sequence of what the model reads there: its logprob, or its score."""
+        self.work.expect(len(plan), MICRO_BATCHES)
         found = []
         for sequences in plan:
             batch = self._packed(sequences, share_prompts)

@@ -19,7 +19,7 @@ from actors.files.own_files import load_data_only
 from actors.group import NICENESS
 from actors.models.packed import PackedBatch, Read, pack
 from actors.output_log import write_output_to_log
-from actors.pulse import Watched
+from actors.pulse import MICRO_BATCHES, Watched
 from actors.quick_import import without_science
 from actors.rendezvous import join_store, listener, meet_on_node_address, node_address, serve_store
 from actors.train.engine import checkpoint_types, join_process_group
@@ -216,6 +216,7 @@ class Worker(Watched):
 
     def read_sequences(self, forward: Forward, plan: list[list[Sequence]], *, share_prompts: bool) -> list[list[float]]:
         """Sum over action tokens of what `forward` reads, for every sequence of the plan."""
+        self.work.expect(len(plan), MICRO_BATCHES)
         found = []
         for sequences in plan:
             batch = pack_sequences(sequences, self.device, share_prompts=share_prompts)

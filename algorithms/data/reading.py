@@ -15,6 +15,10 @@ from algorithms.data.sources import Row
 Item = TypeVar("Item")
 _HUGE, _PART = 500_000, 50_000
 """Characters of a text of which only a part is tokenised at first, and of this part."""
+_TOLD_ROWS = 2048
+"""Rows after which it is told how many are done."""
+Told = Callable[[int, int], None]
+"""Hears how many rows are done, and of how many."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -78,15 +82,21 @@ class Reading(Generic[Item]):
     notes: list[str] = field_of(default_factory=list)
     """A line for what rows hold and nothing reads."""
 
-    def items(self, tally: Tally | None = None) -> list[Item]:
-        """All rows as items, by `data.overlong` where they are too long; counts them in `tally`.
+    def items(self, tally: Tally | None = None, told: Told | None = None) -> list[Item]:
+        """All rows as items, by `data.overlong` where they are too long; counts them in `tally`. `told` hears how many
+        rows are done, of how many.
 
         Raises:
             UserError: rows that are too long where that is an error, more bad ones than may be, or when no row is left.
         """
         tally = tally or self.tally()
         indices = self.without_huge([*self.examples], tally)
-        kept = self.limited(self.encode(indices), indices, tally)
+        found: dict[int, Item] = {}
+        for start in range(0, len(indices), _TOLD_ROWS):
+            if told:
+                told(start, len(indices))
+            found |= self.encode(indices[start : start + _TOLD_ROWS])
+        kept = self.limited(found, indices, tally)
         self.conclude(tally)
         return kept
 

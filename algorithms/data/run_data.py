@@ -11,7 +11,7 @@ from algorithms.config_offline import DPOConfig, OfflineConfig, SFTConfig
 from algorithms.config_rl import RLConfig
 from algorithms.data.held_out import divided
 from algorithms.data.pairs import judged_reading, pair_reading
-from algorithms.data.reading import Reading
+from algorithms.data.reading import Reading, Told
 from algorithms.data.row_contents import Contents, content_of
 from algorithms.data.sources import Row, check_source_settings, read_rows
 from algorithms.data.tokens import prompt_reading, sequence_reading
@@ -111,8 +111,11 @@ def run_data(
     tokenizer: "PreTrainedTokenizerFast",
     *,
     max_prompt_tokens: int,
+    told: Told | None = None,
 ) -> RunData:
     """Load, render and tokenise all rows to train on and to evaluate on; of data.eval_fraction, every set its share.
+
+    `told` hears of each set how many rows are done, of how many.
 
     Raises UserError as `load_sets`, `Reading.items` and `divided` do.
     """
@@ -123,7 +126,7 @@ def run_data(
             label = f"{where}.{name}" if name else where
             reading = reading_of(algorithm, rows, data, tokenizer, max_prompt_tokens=max_prompt_tokens, field=label)
             tally = reading.tally()
-            items = reading.items(tally)
+            items = reading.items(tally, told)
             found.notes += reading.notes
             found.notes += reading.accounts(tally)
             if where == "data.eval":

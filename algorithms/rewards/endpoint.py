@@ -7,16 +7,17 @@ growing pauses: a service that cannot be reached, is late, or answers 429 or 5xx
 No message names more of an address than host and path, or the value of a header. Runs without torch and ray.
 """
 
-import http.client
 import json
 import os
 import re
+import ssl
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from urllib.parse import SplitResult, urlsplit
+
+import httpx
 
 from actors.config import UserError
 from algorithms.config import HEADER_VARIABLE as _VARIABLE
@@ -106,55 +107,40 @@ class LoadedEndpoint:
 
     def _attempt(self, body: bytes, seconds: float) -> bytes:
         """The body of the answer; raises _Passing for what is worth another attempt."""
-        request = urllib.request.Request(self.url, body, {"Content-Type": "application/json", **self.headers})
+        # As bytes: httpx itself sends no text beyond ASCII. What is packed could be of any size when unpacked.
+        own = {"Content-Type": "application/json", "Accept-Encoding": "identity", **self.headers}
+        headers = [(name.encode(), value.encode("latin-1")) for name, value in own.items()]
         until = time.monotonic() + seconds
         try:
-            with _OPENER.open(request, timeout=seconds) as response:
-                return self._read(response, until)
-        except urllib.error.HTTPError as error:
-            with error:  # the answer is a connection, to be closed
-                raise self._refusal(error, until) from None
-        except urllib.error.URLError as error:
-            late = isinstance(error.reason, TimeoutError)
-            why = "no answer in time" if late else f"cannot be reached: {self._public(str(error.reason))}"
-            raise _Passing(" ".join(why.split())) from None
-        except TimeoutError:
+            # httpx follows no redirection, which would take the headers, secrets included, wherever it is sent.
+            with (
+                httpx.Client(verify=_trusted(), timeout=seconds) as client,
+                client.stream("POST", self.url, content=body, headers=headers) as response,
+            ):
+                if response.is_success:
+                    return _read(response, until)
+                raise self._refusal(response, until)
+        except httpx.TimeoutException:
             raise _Passing("no answer in time") from None
-        except (OSError, http.client.HTTPException) as error:
+        except httpx.ConnectError as error:
+            raise _Passing(" ".join(f"cannot be reached: {self._public(str(error))}".split())) from None
+        except httpx.TransportError as error:
             text = " ".join(f"{type(error).__name__} {error}".split())
             raise _Passing(f"the connection broke: {self._public(text)}") from None
 
-    def _refusal(self, error: urllib.error.HTTPError, until: float) -> Exception:
+    def _refusal(self, response: httpx.Response, until: float) -> Exception:
         try:
             # Services tell in the body what was wrong; the status alone seldom helps.
-            said = self._read(error, until, 2000).decode(errors="replace")
-        except (OSError, http.client.HTTPException, _Failure):
+            said = _read(response, until, 2000).decode(errors="replace")
+        except (httpx.TransportError, _Failure):
             said = ""
         said = " ".join(self._public(said).split())
         said = f": {shorten(said[:200], 200)}" if said else ""
-        cause = f"answered {error.code} {self._public(str(error.reason))}{said}"
-        if error.code == 429 or error.code >= 500:
-            after = str(error.headers.get("Retry-After", ""))
+        cause = f"answered {response.status_code} {self._public(response.reason_phrase)}{said}"
+        if response.status_code == 429 or response.status_code >= 500:
+            after = response.headers.get("Retry-After", "")
             return _Passing(cause, float(after) if after.isdecimal() else 0.0)  # seconds; a date is not read
         return _Failure(cause)
-
-    def _read(
-        self, response: http.client.HTTPResponse | urllib.error.HTTPError, until: float, most: int | None = None
-    ) -> bytes:
-        """All of the body, or its first `most` bytes; raises TimeoutError when it is not there by `until`."""
-        read = bytearray()
-        # A timeout of the socket would start anew with every byte.
-        while part := response.read1(2**16):
-            read += part
-            if most is not None and len(read) >= most:
-                return bytes(read[:most])
-            if len(read) > MAX_ANSWER_BYTES:
-                raise _Failure(f"returned more than {MAX_ANSWER_BYTES} bytes")
-            if time.monotonic() > until:
-                raise TimeoutError
-        if getattr(response, "length", None):  # what Content-Length promised and did not come
-            raise http.client.IncompleteRead(bytes(read))
-        return bytes(read)
 
     def _rewards(self, answer: bytes) -> list[object]:
         try:
@@ -175,13 +161,25 @@ class LoadedEndpoint:
         return text
 
 
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    # urllib would follow with a GET without the samples, and with the headers, secrets included, wherever it is sent.
-    def redirect_request(self, *args: object, **kwargs: object) -> None:
-        return None
+@cache
+def _trusted() -> ssl.SSLContext:
+    """The machine's certificates: httpx has its own, which know nothing of a company's."""
+    return ssl.create_default_context()
 
 
-_OPENER = urllib.request.build_opener(_NoRedirect)
+def _read(response: httpx.Response, until: float, most: int | None = None) -> bytes:
+    """All of the body, or its first `most` bytes; raises httpx.ReadTimeout when it is not there by `until`."""
+    read = bytearray()
+    # httpx's own timeout starts anew with every part.
+    for part in response.iter_raw():
+        read += part
+        if most is not None and len(read) >= most:
+            return bytes(read[:most])
+        if len(read) > MAX_ANSWER_BYTES:
+            raise _Failure(f"returned more than {MAX_ANSWER_BYTES} bytes")
+        if time.monotonic() > until:
+            raise httpx.ReadTimeout("too slow")
+    return bytes(read)
 
 
 def shown_address(url: str) -> str:

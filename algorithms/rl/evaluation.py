@@ -58,13 +58,15 @@ def response_rows(groups: list[ScoredGroup], pass_reward: float, note: Callable[
     A group whose responses cannot be read is left out, with a note.
     """
     found, until = [], report_ends()
-    for group in groups:
+    for number, group in enumerate(groups):
         if not (rollouts := responses_of(group, note, until)):
             continue
         columns = {name: value for name, value in group.prompt.row.items() if name != "prompt"}
         found.append(
             [
                 {
+                    "group": number,
+                    "sample": index,
                     "row": group.prompt.index,
                     "prompt": group.prompt.text,
                     "completion": rollout.text,
@@ -75,7 +77,7 @@ def response_rows(groups: list[ScoredGroup], pass_reward: float, note: Callable[
                     "status": rollout.status,
                     "columns": columns,
                 }
-                for rollout, score in zip(rollouts, group.scores, strict=True)
+                for index, (rollout, score) in enumerate(zip(rollouts, group.scores, strict=True))
             ]
         )
     return found

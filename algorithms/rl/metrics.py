@@ -1,16 +1,14 @@
 """What a step of reinforcement learning reports, from its groups and the metrics of its updates."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from actors.rollout.types import RolloutInfo
 from algorithms.config_rl import RLConfig
-from algorithms.loop import Metrics, spread_over
+from algorithms.loop import Metrics
 from algorithms.rl.advantages import differ
 from algorithms.rl.importance import quantile
-from algorithms.rl.responses import report_ends, responses_of
 from algorithms.rollouts.discards import Discards
 from algorithms.rollouts.failures import Failures
 from algorithms.rollouts.groups import ScoredGroup
@@ -154,52 +152,3 @@ def _mismatch(first: Metrics, trained_tokens: int) -> Metrics:
     same = found.pop("mismatch/tokens", trained_tokens)
     # Where all are, the factor is exactly 1.
     return {name: value * (trained_tokens / same) for name, value in found.items()} if same else {}
-
-
-def sample_rows(
-    groups: Sequence[ScoredGroup], advantages: ReportedAdvantages, count: int, note: Callable[[str], None]
-) -> list[dict[str, Any]]:
-    """`count` of a step's responses, from the best to the worst, with the columns of their data rows; fewer, with a
-    note, where some cannot be read."""
-    chosen = best_to_worst(groups, count)
-    until = report_ends()
-    # Each group is fetched once, however many of its responses are shown.
-    rollouts = {number: responses_of(groups[number], note, until) for number in {place[0] for place in chosen}}
-    rows = []
-    for number, index in chosen:
-        if not rollouts[number]:
-            continue
-        group, rollout = groups[number], rollouts[number][index]
-        own: dict[str, object] = {
-            "prompt": group.prompt.text,
-            "completion": rollout.text,
-            "reward": group.scores[index].reward,
-            "rewards": dict(group.scores[index].parts),
-            "advantage": advantages.get((number, index)),
-            "version": group.infos[index].oldest_version,
-            "status": rollout.status,
-        } | _turns(group.infos[index])
-        # A column with the name of one of these goes by another one.
-        rows.append(own | {f"row.{name}" if name in own else name: value for name, value in _columns(group).items()})
-    return rows
-
-
-def _turns(info: RolloutInfo) -> dict[str, object]:
-    """What a row tells of turns: nothing of a single one without a reward."""
-    several: dict[str, object] = {"turns": info.turns} if info.turns > 1 else {}
-    return several | ({"turn_rewards": list(info.turn_rewards)} if info.turn_rewards else {})
-
-
-def best_to_worst(groups: Sequence[ScoredGroup], count: int) -> list[tuple[int, int]]:
-    """(number of the group, of the response) of `count` responses, evenly spaced between the best and the worst, so
-    that wrong ones are there where there are any; of equal ones, those of different prompts come first."""
-    order = sorted(
-        ((number, index) for number, group in enumerate(groups) for index in range(len(group.infos))),
-        key=lambda place: (-groups[place[0]].scores[place[1]].reward, place[1], place[0]),
-    )
-    return spread_over(order, count)
-
-
-def _columns(group: ScoredGroup) -> dict[str, object]:
-    """Those of the data row, without a prompt that is the same text."""
-    return {name: value for name, value in group.prompt.row.items() if name != "prompt" or value != group.prompt.text}

@@ -1,12 +1,14 @@
 """The responses behind a group's reference, for what is only reported: read by the driver, a group at a time."""
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import ray
+from ray import ObjectRef
 from ray.exceptions import RayError
 
-from actors.episodes import Episode
+from actors.episodes import Episode, TokenFields
 from algorithms.rollouts.groups import ScoredGroup
 
 _DEADLINE_S, _LEAST_S = 60.0, 1.0
@@ -30,3 +32,13 @@ def responses_of(group: ScoredGroup, note: Callable[[str], None], until: float) 
         why = type(error).__name__
         note(f"the responses to data row {group.prompt.index} could not be read ({why}): they are in no samples file")
         return []
+
+
+def noted_reads(references: Iterable[ObjectRef[TokenFields]], until: float) -> TokenFields:
+    """What ranks have read of some responses; without those of ranks that are lost, or later than `until`: whoever
+    needs such a rank says so."""
+    found: TokenFields = {}
+    for reference in references:
+        with contextlib.suppress(RayError):
+            found |= ray.get(reference, timeout=max(_LEAST_S, until - time.monotonic()))
+    return found

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from actors.episodes import Place
 from actors.group import ActorGroup
 from actors.train.policy import PolicyWorker
 from actors.train.trainer import TrainedWorker
@@ -30,7 +31,7 @@ from algorithms.division.work import (
 )
 from algorithms.loop import Metrics
 from algorithms.rl.estimators import Estimator
-from algorithms.rl.metrics import ReportedAdvantages, best_to_worst, update_metrics
+from algorithms.rl.metrics import ReportedAdvantages, update_metrics
 from algorithms.rl.overlapped_gradients import Accumulated
 from algorithms.rl.policy_loss import divisors, policy_loss
 from algorithms.rl.read_passes import Outstanding, Pending, ReadPass, begin_reading
@@ -112,8 +113,8 @@ class RL(Steps):
         """
         kl_coef = self.kl.coef if self.config.kl_in == "reward" else 0.0
         calls, whole = [], self._counted(groups)
-        # Advantages of tokens stay with the ranks: the driver asks for means of those that it will show.
-        kept = best_to_worst(groups, self.samples_per_step)
+        # Advantages of tokens stay with the ranks: the driver asks for means of those that it will report.
+        kept = self.sample_report.choose(groups).written
         reported = {(number, index): groups[number].infos[index].sampled_tokens for number, index in kept}
         for rank, numbers in enumerate(deal_groups(groups, len(group))):
             own = {number: scores[number].tolist() for number in numbers}
@@ -191,6 +192,7 @@ class RL(Steps):
             # Where no sample has an advantage, weights stay what they are: there is nothing to publish.
             self.moved = any(each.trained_tokens for each in totals)
         given = hand_episodes(groups, updates.work, self.split)
+        noting = self._note_tokens(updates, groups) if group is self.policy else None
         calls = [
             group.submit(
                 rank,
@@ -205,8 +207,25 @@ class RL(Steps):
             )
             for rank, (share, (held, episodes)) in enumerate(zip(updates.work, given, strict=True))
         ]
-
+        if noting is not None:
+            # Behind the updates: told once these are done, and read only with the report.
+            self.token_reads = [group.submit(rank, TrainedWorker.tell_noted) for rank in noting]
         return lambda: _told(group.gather(calls, "update")[0], totals, updates.work, updates.name)
+
+    def _note_tokens(self, updates: Updates, groups: Sequence[ScoredGroup]) -> list[int]:
+        """Ask ranks for what they read of the responses whose tokens are told; returns which will have some."""
+        wanted = set(self.sample_report.choose(groups).tokens)
+        found: dict[int, list[Place]] = {}
+        # Each by the rank that is the first to learn from it: in another epoch it may be another one's.
+        for number in range(len(updates.totals) if wanted else 0):
+            for rank, share in enumerate(updates.work):
+                places = {(key, index) for samples in share.plans[number] for key, index, _ in samples}
+                if own := sorted(wanted & places):
+                    found.setdefault(rank, []).extend(own)
+                    wanted.difference_update(own)
+        for rank, own in found.items():
+            self.policy.submit(rank, TrainedWorker.note, own)
+        return list(found)
 
     def beside_rollouts(self, wanted: int) -> AbstractContextManager[None]:
         if self.gradients:

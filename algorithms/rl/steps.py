@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
+from ray import ObjectRef
 
-from actors.episodes import Prompt
+from actors.episodes import Prompt, TokenFields
 from actors.files.parts import Entry, SavedPart
 from actors.group import ActorGroup, GroupError
 from actors.rollout.types import Sampling
@@ -33,13 +34,13 @@ from algorithms.rl.metrics import (
     left_out_rows,
     reward_metrics,
     rollout_metrics,
-    sample_rows,
 )
 from algorithms.rl.overlapped_gradients import OverlappedGradients
 from algorithms.rl.overlapped_reads import OverlappedReads
 from algorithms.rl.read_passes import ReadPass
 from algorithms.rl.recovery import Learned, LearnedSteps, Mender
 from algorithms.rl.reward_models import RewardModelGroup, Scorers
+from algorithms.rl.sample_report import SampleReport
 from algorithms.rl.shaper import RewardShaper
 from algorithms.rl.shaping import AdaptiveKL
 from algorithms.rollouts.failures import Failures
@@ -95,11 +96,14 @@ class Steps:
     """Of the weights that the engines have: how often others than the first were published."""
     moved: bool = False
     """Whether the policy has learned since it was published."""
-    samples_per_step: int = 8
+    sample_report: SampleReport = field(default_factory=SampleReport)
+    """What of a step's responses is reported."""
     eval_samples: int | None = 64
     """Completions that an evaluation reports, or all of them."""
     keeps_cache: bool = False
     """Whether responses go on with keys and values that older weights have computed."""
+    token_reads: list[ObjectRef[TokenFields]] = field(default_factory=list)
+    """What the policy has read of responses of this step whose tokens are told."""
     last_evaluation: Metrics = field(default_factory=dict)
     sync_reference: Callable[[int], None] | None = None
     """Lets the reference follow the policy after this step, when it is time."""
@@ -186,13 +190,13 @@ class Steps:
         if steps is None:
             return None
         self.reads.forget_all()  # of a try before
-        now, clock = (self.step, self.version, self.moved), Clock(self.reporter)
+        now, clock = (self.step, self.version, self.moved, self.token_reads), Clock(self.reporter)
         for each in steps:
             self.step, self.version = each.step - 1, each.version
             self.learn(each.groups, clock)
             if self.sync_reference and each.followed:
                 self.sync_reference(each.step)
-        self.step, self.version, self.moved = now
+        self.step, self.version, self.moved, self.token_reads = now
         return len(steps)
 
     @abstractmethod
@@ -318,8 +322,10 @@ class Steps:
         shown = self.step == 1 or any(name.startswith("eval/") for name in metrics)
         try:
             self.reporter.step(self.step, metrics, left_out_rows(discards))
-            rows = sample_rows(groups, advantages, self.samples_per_step, self.reporter.note)
-            self.reporter.samples(self.step, rows, shown)
+            reads, self.token_reads = self.token_reads, []  # the next step may have none
+            rows = self.sample_report.rows(groups, advantages, self.reporter.note, reads)
+            self.reporter.samples(self.step, rows.spread + rows.others, rows.spread if shown else [])
+            self.reporter.tokens(self.step, rows.tokens)
         finally:
             self.checkpoint.keep()  # also when only the report has failed: the step is made
         if self.mender:

@@ -8,7 +8,7 @@ from actors.config import EncoderHead, UserError
 from algorithms.config_encoder import EmbeddingConfig, Prompts
 from launch.kinds.encoder import EncoderKind, Texts, told_losses, told_prompt
 from launch.kinds.kind import Loop
-from launch.settings.metric_names import of_embeddings
+from launch.settings.metric_names import ENCODER_STEP, of_embeddings
 from launch.settings.rules_encoder import check_one_source, check_pooling_is_given
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ class EmbeddingKind(EncoderKind):
     """Embedding models: a vector of each text."""
 
     title = "embedding"
+    reported = ("loss/embedding", "embedding/accuracy", *ENCODER_STEP)
 
     @property
     def algorithm(self) -> EmbeddingConfig:

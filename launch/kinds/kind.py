@@ -16,6 +16,7 @@ from actors.config_rollout import RolloutConfig
 from algorithms.config_offline import OfflineConfig
 from algorithms.config_rl import RLConfig
 from launch.config import RunConfig
+from launch.settings.metric_names import of_steps
 from launch.settings.rules_evaluation import check_asked_metrics, check_held_out_is_given
 from launch.settings.rules_reference import check_reference_can_follow, check_reference_is_read
 from launch.sizes.estimate import Arithmetic, DecoderShape, Memory, reference_memory, trainer_memory
@@ -94,6 +95,8 @@ class JobKind(ABC):
     """What it makes of the policy's model."""
     reranks: ClassVar[bool] = False
     """Whether its model scores a query together with a passage."""
+    reported: ClassVar[tuple[str, ...]] = ()
+    """Metrics of a training step that only such jobs write."""
     held_out: ClassVar[str] = "data.eval or data.eval_fraction"
     """The settings that give it rows to evaluate on."""
 
@@ -144,6 +147,10 @@ class JobKind(ABC):
     @abstractmethod
     def metric_names(self) -> list[str]:
         """Every metric that an evaluation may write; whether all are there depends on the rows. Empty: not known."""
+
+    def step_metrics(self) -> list[str]:
+        """Every metric that a training step may write; empty: not known."""
+        return of_steps(self.reported)
 
     # Groups and sizes.
 

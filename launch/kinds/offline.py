@@ -14,7 +14,7 @@ from algorithms.config_offline import (
     averaged_beta_warning,
 )
 from launch.kinds.kind import ON_SEQUENCES, JobKind, Loop
-from launch.settings.metric_names import DPO, KTO, REWARD, SFT
+from launch.settings.metric_names import DPO, DPO_STEP, KTO, REWARD, REWARD_STEP, SFT, SFT_STEP
 from launch.settings.rules_adapters import check_no_dropout
 from launch.settings.rules_reference import check_reference_can_follow, check_reference_is_read
 from launch.settings.rules_rows import check_nothing_is_sampled, check_nothing_is_searched, check_positions
@@ -102,6 +102,7 @@ class SFTKind(OfflineKind):
 
     title = "SFT"
     evaluated = SFT
+    reported = SFT_STEP
 
     @property
     def algorithm(self) -> SFTConfig:
@@ -135,6 +136,7 @@ class RewardModelKind(PairKind):
     title = "reward model"
     role = "scores"
     evaluated = REWARD
+    reported = REWARD_STEP
 
     @property
     def algorithm(self) -> RewardModelConfig:
@@ -158,6 +160,7 @@ class DPOKind(PairKind):
     """DPO and its family, most of which compare with a reference; KTO's rows are single responses."""
 
     title = "DPO"
+    reported = DPO_STEP
     reads = OfflineKind.reads | {"reference"}
 
     @property

@@ -8,7 +8,7 @@ from actors.config import EncoderHead
 from algorithms.config_encoder import RerankerConfig
 from launch.kinds.encoder import EncoderKind, Texts, told_losses, told_prompt
 from launch.kinds.kind import Loop
-from launch.settings.metric_names import RERANKING
+from launch.settings.metric_names import ENCODER_STEP, RERANKING
 from launch.settings.rules_encoder import check_one_source
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ class RerankerKind(EncoderKind):
     """Rerankers: a score for a query together with a passage."""
 
     title = "reranker"
+    reported = ("loss/reranker", "reranker/accuracy", *ENCODER_STEP)
     reranks = True
 
     @property

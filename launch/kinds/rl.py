@@ -8,7 +8,7 @@ from actors.config_rollout import RolloutConfig
 from algorithms.config_rl import GRPOConfig, PPOConfig, RLConfig
 from launch.config import RunConfig
 from launch.kinds.kind import ON_SEQUENCES, JobKind, Loop
-from launch.settings.metric_names import of_responses
+from launch.settings.metric_names import CRITIC_STEP, of_responses, of_rl_steps
 from launch.settings.overlap import overlapped_reads
 from launch.settings.rules_adapters import check_no_dropout
 from launch.settings.rules_evaluation import check_asked_metrics, check_held_out_is_given
@@ -83,6 +83,9 @@ class RLKind(JobKind):
 
     def metric_names(self) -> list[str]:
         return [f"eval/{name}" for name in of_responses(self.config, self.algorithm.eval_samples_per_prompt)]
+
+    def step_metrics(self) -> list[str]:
+        return of_rl_steps(self.config, self.reported)
 
     def groups(self) -> dict[str, GroupConfig | RolloutConfig]:
         found: dict[str, GroupConfig | RolloutConfig] = {"policy": self.config.policy, "rollout": self.config.rollout}
@@ -231,6 +234,7 @@ class PPOKind(RLKind):
     """PPO, whose critic is a group of its own."""
 
     title = "PPO"
+    reported = CRITIC_STEP
     reads = RLKind.reads | {"critic"}
 
     @property

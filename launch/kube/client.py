@@ -121,7 +121,7 @@ def kube_stop(name: str, *, namespace: str | None, context: str | None, timeout_
 
 def kube_list(*, namespace: str | None, context: str | None, as_json: bool) -> int:
     """Print Tandem's RayJobs in the namespace: a table, or a list of objects."""
-    # Here, as that module imports requests and aiohttp, which no other verb of this one needs.
+    # Here, as that module imports requests, which no other verb of this one needs.
     from launch.jobs.verbs import print_table
 
     api = connect_kube(namespace, context)

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from launch.page.configs import differences, dotted_fields, job_of, model_of, name_of, read_config, steps_of_config
+from launch.page.configs import differences, dotted_fields, job_title, model_of, name_of, read_config, steps_of_config
 from launch.page.files import Below, run_of
 from launch.page.logs import log_names, read_log
 from launch.page.marks import attempts, kept_checkpoints, marks, merged_faults
@@ -64,7 +64,7 @@ class Answers:
             return {
                 "id": name,
                 "name": name_of(config, run.directory),
-                "job": job_of(config),
+                "job": job_title(config),
                 "model": model_of(config),
                 "state": state.name,
                 "why": state.why,

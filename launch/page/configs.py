@@ -43,7 +43,7 @@ def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[dict[str, 
     ]
 
 
-def job_of(config: dict[str, Any]) -> str:
+def job_title(config: dict[str, Any]) -> str:
     """What kind of job it is, in words; empty where it does not say."""
     name = _at(config, "algorithm", "name")
     kind = KINDS.get(name) if isinstance(name, str) else None

@@ -4,7 +4,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from launch.page.configs import job_of, model_of, name_of, read_config, steps_of_config
+from launch.page.configs import job_title, model_of, name_of, read_config, steps_of_config
 from launch.page.files import Below, Stamp, find_runs
 from launch.page.metric_table import last_rows
 from launch.page.panels import MOST_LISTED, tile_metrics
@@ -68,7 +68,7 @@ class RunList:
 
 def _described(below: Below, directory: Path) -> dict[str, Any]:
     config = read_config(below, directory)
-    described = {"job": job_of(config), "model": model_of(config), "steps": steps_of_config(config)}
+    described = {"job": job_title(config), "model": model_of(config), "steps": steps_of_config(config)}
     return {"name": name_of(config, directory), **described}
 
 

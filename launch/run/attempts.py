@@ -13,6 +13,7 @@ import os
 import resource
 import shutil
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -30,6 +31,8 @@ _TICK_S = 0.25
 """Between two looks at the driver."""
 _FIRST_BACK_OFF_S, _LONGEST_BACK_OFF_S = 1.0, 60.0
 _INTERRUPTED = 130
+_ALERTS_S = 30.0
+"""Of the process that alerts for a driver: imports, and what `launch.alerts.alerts` waits for."""
 
 
 def with_restarts(drive: Callable[[], int]) -> int:
@@ -217,6 +220,7 @@ class _Parent:
             _say(f"run failed: {what}; {faults}, and {restarts} are survived (run.max_restarts, --retries)")
             for number in events.open():
                 events.given_up(number, faults)
+            _alert(self._directory)
             return False
         saved = _has_checkpoint(self._directory)
         where = "from the last checkpoint" if saved else "anew, as there is no checkpoint yet"
@@ -270,6 +274,15 @@ def _cause(driver: _Driver, code: int) -> str:
     if driver.froze:
         return f"stopped for {driver.stopped_s:.1f} s, and then killed"
     return f"killed by signal {-code}"
+
+
+def _alert(directory: Path) -> None:
+    """Let a process of its own tell of what no driver is there to tell; it ends in time."""
+    program = Path(__file__).parents[1] / "alerts" / "after_driver.py"
+    with suppress(OSError, subprocess.SubprocessError):
+        # -P: the file's directory is no place to import from.
+        command = [sys.executable, "-P", str(program), str(directory.absolute())]
+        subprocess.run(command, stdin=subprocess.DEVNULL, timeout=_ALERTS_S)
 
 
 def _has_checkpoint(directory: Path) -> bool:

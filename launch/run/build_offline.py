@@ -1,5 +1,6 @@
 """From a RunConfig to running groups and the loop of a job that learns from given data: sft, reward, dpo."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,9 +38,9 @@ def build_offline(kind: OfflineKind, placement: Placement, reporter: RunReporter
     loading = start_loading(reference, ReferenceWorker.build) if reference else []
     reporter.phase("reading data")
     # No limit of prompts: rows are prompts with responses, and data.max_length is theirs.
-    found = run_data(
-        algorithm, config.data, with_chat_template(load_tokenizer(directory), config.model), max_prompt_tokens=0
-    )
+    tokenizer = with_chat_template(load_tokenizer(directory), config.model)
+    told = partial(reporter.progress, what="rows")
+    found = run_data(algorithm, config.data, tokenizer, max_prompt_tokens=0, told=told)
     for note in found.notes:
         reporter.note(note)
     kind.require_rows(found)

@@ -11,16 +11,11 @@ from typing import TYPE_CHECKING, Any
 from ray import ObjectRef
 
 from actors.config import UserError
-from actors.episodes import Prompt
 from actors.group import ActorGroup
 from actors.models.skeleton import write_skeleton
-from actors.models.tokenizer import load_tokenizer, with_chat_template
 from actors.rollout.types import Sampling
 from actors.rollout.worker import CONCURRENCY, RolloutWorker
-from algorithms.batches import Batches, WeightedBatches, row_order
 from algorithms.config_rl import GRPOConfig, RLConfig
-from algorithms.data.row_contents import Contents
-from algorithms.data.run_data import run_data
 from algorithms.loop import Reporter
 from algorithms.rewards.pool import RewardPool
 from launch.config import RunConfig
@@ -56,6 +51,7 @@ if TYPE_CHECKING:
     from algorithms.rollouts.ready_reads import ReadyReads
     from algorithms.rollouts.rollouts import Rollouts
     from launch.run.loop_arguments import LoopArguments, ReadArguments, SettingsArguments
+    from launch.run.rl_data import RLData
 
 _ENGINE: Any = RolloutWorker
 """Its methods as plain functions: ray.method hides from type checkers that they are."""
@@ -92,19 +88,6 @@ class _Engines:
         self.group.notice(self.starting, "ready")
 
 
-@dataclass(frozen=True, slots=True)
-class _Data:
-    """Rows to train and to evaluate on."""
-
-    drawn: int
-    """Prompts that one pass has."""
-    prompts: list[Prompt]
-    evaluation: list[Prompt]
-    batches: Batches | WeightedBatches
-    """Which of the prompts come next."""
-    contents: Contents
-
-
 def build_rl(kind: RLKind, placement: Placement, reporter: RunReporter, roster: Roster) -> Loop:
     """Start all groups of a PPO or GRPO run and return its loop."""
     config = kind.config
@@ -117,14 +100,15 @@ def build_rl(kind: RLKind, placement: Placement, reporter: RunReporter, roster: 
     from algorithms.division.deals import split_by
     from algorithms.rl.overlapped_gradients import OverlappedGradients
     from algorithms.rl.recovery import LearnedSteps
-    from algorithms.rollouts.engines import RayEngines
     from algorithms.rollouts.membership import Membership
+    from algorithms.rollouts.ray_engines import RayEngines
+    from launch.run.rl_data import rl_data
 
     reporter.phase("loading models")
     models = spawn_models(config, directory, placement, roster)
     roster.pool = _reward_pool(config, placement)
     reporter.phase("reading data")
-    data = _rl_data(config, directory, reporter)
+    data = rl_data(config, directory, reporter)
     steps, settings = _total_steps(kind, data.drawn), _from_settings(kind)
     membership = Membership(len(engines.group))
     rollout_engines = RayEngines(engines.group, membership, _note_every_s(config))
@@ -164,6 +148,7 @@ def build_rl(kind: RLKind, placement: Placement, reporter: RunReporter, roster: 
         "reporter": reporter,
         "total_steps": steps,
         "evaluation": data.evaluation,
+        "sample_report": data.report,
         "batches": roster.rollouts.order_part,
         **reading,
         **settings,
@@ -275,7 +260,6 @@ def _from_settings(kind: RLKind) -> "SettingsArguments":
         "micro_batch_tokens": _budgets(config),
         "keeps_cache": config.rollout.on_update == "keep_cache",
         "seed": config.run.seed,
-        "samples_per_step": config.tracking.samples_per_step,
         "eval_samples": config.tracking.eval_samples,
     }
 
@@ -330,7 +314,7 @@ def _rollouts(
     kind: RLKind,
     engines: "Engines",
     pool: RewardPool | None,
-    data: _Data,
+    data: "RLData",
     steps: int,
     shaper: "RewardShaper",
     models: "BesideRollouts | None",
@@ -383,14 +367,3 @@ def _rollouts(
         # The penalty would not count what was sampled before.
         go_on=not config.rollout.presence_penalty,
     )
-
-
-def _rl_data(config: RunConfig, directory: str, reporter: Reporter) -> _Data:
-    data, limit = config.data, config.rollout.max_prompt_tokens
-    found = run_data(
-        config.algorithm, data, with_chat_template(load_tokenizer(directory), config.model), max_prompt_tokens=limit
-    )
-    for note in found.notes:
-        reporter.note(note)
-    batches = row_order(found.sizes, data.weights, seed=config.run.seed, shuffle=data.shuffle)
-    return _Data(found.drawn(data.weights), found.train, found.held_out, batches, found.contents)

@@ -4,10 +4,11 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
+from launch.alerts.record import NAME as ALERTS
 from launch.tracking.events import NAME as EVENTS
 from launch.tracking.now import NOW
 
-_LINES = ("metrics.jsonl", "samples.jsonl", "eval_samples.jsonl", EVENTS)
+_LINES = ("metrics.jsonl", "samples.jsonl", "tokens.jsonl", "eval_samples.jsonl", EVENTS, ALERTS)
 _RESULTS = (*_LINES, "curves.png", "export", "mteb")
 _MOST_NAMED = 6
 
@@ -30,9 +31,9 @@ def remove_results(directory: Path, checkpoints: Iterable[Path]) -> str | None:
 def set_results_aside(directory: Path, *, same_command: bool = False) -> str | None:
     """Move what an earlier start without a checkpoint has left; returns where to.
 
-    Where that was an attempt of the `same_command`, its faults are this one's, too, and stay.
+    Where that was an attempt of the `same_command`, its faults and alerts are this one's, too, and stay.
     """
-    found = [path for path in results_in(directory) if not (same_command and path.name == EVENTS)]
+    found = [path for path in results_in(directory) if not (same_command and path.name in (EVENTS, ALERTS))]
     # An empty file is all that a start leaves which ended before its first step: nothing to keep.
     found = [path for path in found if not path.exists() or path.is_dir() or path.stat().st_size]
     if not found:

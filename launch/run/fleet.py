@@ -15,6 +15,7 @@ from actors.group_errors import RankLost
 from actors.rollout.worker import RolloutWorker
 from algorithms.rollouts.membership import Membership, Parted
 from launch.run.places import Asked, Places
+from launch.run.ray_lost import ray_is_dead
 from launch.tracking.events import DRAINED, JOINED, LEFT, Fault
 from launch.tracking.now import Now
 
@@ -46,6 +47,7 @@ class Fleet:
         max_restarts: int,
         had: Callable[[int], list[str]] = lambda _: [],
         places: Places | None = None,
+        excuse: Callable[[], bool] = ray_is_dead,
     ) -> None:
         """
         Args:
@@ -56,10 +58,12 @@ class Fleet:
             max_restarts: of one engine in a row.
             had: names of the prompts that an engine had when it was lost last.
             places: where engines may be, where they have bundles of their own.
+            excuse: whether something else has died that takes all engines along: theirs is no fault then, and none is
+                started again.
         """
         self._group, self._members, self._events, self._time = group, members, now.events, now.lost
         self._start_timeout_s, self._max_restarts, self._had = start_timeout_s, max_restarts, had
-        self._places = places
+        self._places, self._excuse = places, excuse
         self._arriving: set[int] = set()
         """Engines that are to serve and were not lost by a fault: they are new, or move."""
         self._draining: dict[int, int] = {}
@@ -122,6 +126,8 @@ class Fleet:
 
     def _lost(self, engine: int, error: GroupError) -> None:
         """Called by whoever has noticed it: it must not wait."""
+        if self._excuse():
+            return
         self._count()
         who, generation = f"{self._group.name}[{engine}]", self._members.generation(engine)
         if isinstance(error, Parted) and self._places:

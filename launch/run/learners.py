@@ -26,6 +26,7 @@ from launch.run.elsewhere import Elsewhere
 from launch.run.groups import Start, rebuild, start_building, start_loading
 from launch.run.keepers import NotKept
 from launch.run.manifest import Checkpoint
+from launch.run.ray_lost import ray_is_dead
 from launch.run.roster import Roster
 from launch.run.saves import Saves
 from launch.tracking.events import Fault
@@ -76,6 +77,7 @@ class Learners:
         copies: Copies,
         tell_of: Callable[[str], None],
         elsewhere: Elsewhere | None = None,
+        excuse: Callable[[], bool] = ray_is_dead,
     ) -> None:
         """
         Args:
@@ -88,8 +90,9 @@ class Learners:
             copies: of the state of those that learn, in memory.
             tell_of: shows a line.
             elsewhere: moves groups whose node is lost; without it they stay where they were.
+            excuse: whether something else has died that takes all ranks along: nothing is mended then.
         """
-        self._elsewhere = elsewhere
+        self._elsewhere, self._excuse = elsewhere, excuse
         self._roster, self._now, self._saves, self._checkpointer = roster, now, saves, checkpointer
         self._starts, self._copies, self._tell_of = starts, copies, tell_of
         self._max_restarts = config.run.max_restarts
@@ -111,7 +114,7 @@ class Learners:
     def mend(self, error: GroupError, learn_again: Callable[[int], int | None]) -> bool:
         """See `Mender`."""
         faults, names = list[int](), set[str]()
-        while lost := self._lost(error):
+        while not self._excuse() and (lost := self._lost(error)):
             self._streak += 1
             if self._streak > self._max_restarts:
                 return False

@@ -13,6 +13,7 @@ from algorithms.rl.overlapped_gradients import OverlappedGradients
 from algorithms.rl.overlapped_reads import OverlappedReads
 from algorithms.rl.recovery import LearnedSteps, Mender
 from algorithms.rl.reward_models import RewardModelGroup
+from algorithms.rl.sample_report import SampleReport
 from algorithms.rl.shaper import RewardShaper
 from algorithms.rollouts.rollouts import Rollouts
 
@@ -34,7 +35,6 @@ class SettingsArguments(TypedDict):
     micro_batch_tokens: dict[str, int]
     keeps_cache: bool
     seed: int
-    samples_per_step: int
     eval_samples: int | None
 
 
@@ -50,6 +50,7 @@ class LoopArguments(ReadArguments, SettingsArguments):
     learned: LearnedSteps
     batches: SavedPart
     evaluation: list[Prompt]
+    sample_report: SampleReport
     publish: Callable[[int], Metrics]
     checkpoint: Checkpointer
     reporter: Reporter

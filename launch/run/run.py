@@ -16,6 +16,7 @@ from actors.models.hub_cache import located_models
 from actors.secret_text import masked
 from algorithms.encoder.mteb import mteb_tasks, run_mteb
 from algorithms.loop import Checkpointer
+from launch.alerts.alerts import Alerts
 from launch.checks.output import require_there
 from launch.config import RunConfig
 from launch.exports.hub import push_export
@@ -79,13 +80,16 @@ def run(config: RunConfig, display: Display | None = None) -> int:
         now = Now(config.directory, faults.events, reached)
         uploads = storage.uploads(faults.events, display.warning) if storage else None
         curves = CurveDrawer(config.directory, display.warning)
+        size = Checkpoints(config).size_of_latest
+        alerts = Alerts(config, faults.events, show=display.alert, warn=display.warning, checkpoint_size=size)
         ended_by: BaseException | None = None
         try:
-            _learn_and_export(config, RunReporter(display, tracker, now, curves, faults, uploads), display, faults)
+            reporter = RunReporter(display, tracker, now, curves, faults, uploads, alerts)
+            _learn_and_export(config, reporter, display, faults)
         except (Exception, KeyboardInterrupt) as error:  # Whatever it was: the cause in a few lines, the rest in a log.
             ended_by = error
-        again = _end(config, uploads, display, faults, ended_by)
-        picture = _close(display, tracker, curves, draw=not again)
+        again = _end(config, uploads, display, faults, alerts, ended_by)
+        picture = _close(display, tracker, curves, alerts, draw=not again)
         if again:
             return AGAIN
         now.end(outcome(ended_by), _why(config, display, ended_by))
@@ -103,7 +107,12 @@ def run(config: RunConfig, display: Display | None = None) -> int:
 
 
 def _end(
-    config: RunConfig, uploads: Uploads | None, display: Display, faults: Faults, ended_by: BaseException | None
+    config: RunConfig,
+    uploads: Uploads | None,
+    display: Display,
+    faults: Faults,
+    alerts: Alerts,
+    ended_by: BaseException | None,
 ) -> bool:
     """Wait for what is still to be put into storage, unless the next attempt does that; returns whether there is
     one."""
@@ -112,6 +121,8 @@ def _end(
         # First: what fails is not over.
         _finish(config, uploads, display, config.checkpoint.max_age_s if left_s is None else left_s)
     again = faults.end(ended_by, display.warning)
+    if isinstance(ended_by, Exception) and not isinstance(ended_by, Ending) and not again:
+        alerts.failed(first_line(str(ended_by) or type(ended_by).__name__))
     if uploads and again:
         uploads.stop()
     elif uploads and ended_by is not None:
@@ -127,11 +138,15 @@ def _finish(config: RunConfig, uploads: Uploads, display: Display, within_s: flo
         uploads.finish(within_s, lambda what: display.note(f"waiting for uploads to {config.run.storage}: {what}"))
 
 
-def _close(display: Display, tracker: Tracker, curves: CurveDrawer, *, draw: bool = True) -> Path | None:
+def _close(
+    display: Display, tracker: Tracker, curves: CurveDrawer, alerts: Alerts, *, draw: bool = True
+) -> Path | None:
     """Deliver and draw what is left; returns the path of the curves, None where none are to be drawn."""
     hold()
     display.phase("delivering metrics")
     tracker.close()
+    display.phase("delivering alerts")
+    alerts.close(again=not draw)
     picture = None
     if draw:
         display.phase("drawing curves")
@@ -194,6 +209,7 @@ def _started(
             heartbeat_s=config.run.heartbeat_s,
             excuse=ray_is_dead,
             on_news=now.write,
+            on_work=display.within,
             wardens=Wardens(config.run.heartbeat_s, placement.lost),
             pool_nodes=lambda: [slot.node for slot in placement.slots.get("reward", ())],
         )

@@ -29,10 +29,10 @@ from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTa
 
 from actors.group import ActorGroup
 from launch.run.node_faults import NodeFaults
-from launch.run.signs import EXIT, SILENT, Signs
+from launch.run.signs import EXIT, SILENT, STOPPED, Signs
 from launch.run.warden import LATE_S, LOOK_S, DistantSigns
 from launch.run.wardens import Wardens, end_actors
-from launch.run.watched import DIED, FROZE, NODE, PULSE_S, REWARD, Loss, Rank
+from launch.run.watched import DIED, FROZE, NODE, PULSE_S, REWARD, Loss, Rank, how_far
 from launch.tracking.events import Events, Fault
 
 if TYPE_CHECKING:
@@ -66,6 +66,7 @@ class ProcessWatch:
         heartbeat_s: float = HEARTBEAT_S,
         excuse: Callable[[], bool] = lambda: False,
         on_news: Callable[[], None] = lambda: None,
+        on_work: Callable[[str], None] = lambda _: None,
         wardens: Wardens | None = None,
         pool_nodes: Callable[[], Iterable[str]] = tuple,
         clock: Callable[[], float] = time.monotonic,
@@ -79,11 +80,13 @@ class ProcessWatch:
             heartbeat_s: longest silence of a process that does nothing.
             excuse: whether something else has died that takes all processes along: theirs is no fault then.
             on_news: called where `pids` has changed.
+            on_work: hears how far the process has come that has most before it, of those that count; "" where none
+                does.
             wardens: look at what is on other nodes; they are closed with this.
             pool_nodes: addresses of the nodes that reward processes were given.
             clock: seconds.
         """
-        self._excuse, self._on_news = excuse, on_news
+        self._excuse, self._on_news, self._on_work = excuse, on_news, on_work
         self._pids: dict[str, int] = {}
         self._roster, self._events, self._on_lost, self._warn = roster, events, on_lost, warn
         self._heartbeat_s = heartbeat_s
@@ -94,6 +97,7 @@ class ProcessWatch:
         self._faults: dict[tuple[str, int], int] = {}
         """Of reward processes: number of the fault that is not over."""
         self._looked: float | None = None
+        self._heard_pulse = False
         self._told: set[str] = set()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
@@ -146,6 +150,9 @@ class ProcessWatch:
         if pids != self._pids:
             self._pids = pids
             self._on_news()
+        if self._heard_pulse:
+            self._heard_pulse = False
+            self._on_work(how_far(self._ranks.values()))
 
     def _run(self) -> None:
         while not self._ended.wait(_LOOK_S):
@@ -202,11 +209,7 @@ class ProcessWatch:
         return group.handles[rank.rank] if group.generations[rank.rank] == rank.generation else None
 
     def _tell(self, rank: Rank, loss: Loss) -> None:
-        fault = Fault(
-            who=loss.who, what=loss.what, noticed_by=loss.noticed_by, noticed_s=loss.noticed_s,
-            generation=loss.generation, pid=loss.pid, node=rank.node,
-        )  # fmt: skip
-        number = self._events.noticed(fault)
+        number = self._events.noticed(_fault(rank, loss))
         if loss.group == REWARD:
             there = self._ranks.get((loss.group, loss.rank))
             if there and there.generation != loss.generation and there.process:  # the same look has found the next one
@@ -223,9 +226,21 @@ class ProcessWatch:
         known = self._ranks.get((group, rank))
         if known is None or known.generation != generation:
             if known:
+                self._tell_of_halted(known, now)
                 self._forget(known)
             known = self._ranks[group, rank] = Rank(group, rank, generation, now, node)
         return known
+
+    def _tell_of_halted(self, rank: Rank, now: float) -> None:
+        """A process whose place has been taken, as its group was built anew for another one's sake, may have been
+        stopped, too: who mends does not see it."""
+        if rank.is_lost or rank.signs is None or self._excuse():
+            return
+        was_halted = rank.signs.is_halted
+        gone = rank.signs.look(now) == EXIT
+        loss = rank.loss(FROZE, STOPPED, now)
+        if (was_halted if gone else rank.signs.is_halted) and not self._events.is_told(loss.who, loss.generation):
+            self._events.recovered(self._events.noticed(_fault(rank, loss)), "rebuilt")
 
     def _forget(self, rank: Rank) -> None:
         """Another has taken its place, or none shall: if it was halted, Ray would need five seconds to end it."""
@@ -248,6 +263,7 @@ class ProcessWatch:
         asked = [rank.asked for _, _, rank in found if rank.asked]
         answered = set(ray.wait(asked, num_returns=len(asked), timeout=0)[0]) if asked else set()
         for group, handle, rank in found:
+            self._heard_pulse |= rank.asked in answered
             sign = _heard(rank, now) if rank.asked in answered else None
             rank.see(self._wardens, now)
             if found_by := sign or self._sign(rank, now):
@@ -291,6 +307,13 @@ class ProcessWatch:
                 yield rank, rank.loss(DIED if found_by == EXIT else FROZE, found_by, now)
 
 
+def _fault(rank: Rank, loss: Loss) -> Fault:
+    return Fault(
+        who=loss.who, what=loss.what, noticed_by=loss.noticed_by, noticed_s=loss.noticed_s,
+        generation=loss.generation, pid=loss.pid, node=rank.node,
+    )  # fmt: skip
+
+
 def _ask(group: ActorGroup[Any], handle: ActorHandle, rank: Rank, now: float) -> None:
     ref = group.ask_pulse(handle)
     # A handle may be of the process before, where it is being replaced just now.
@@ -303,7 +326,8 @@ def _heard(rank: Rank, now: float) -> str | None:
     assert rank.asked is not None
     process = None
     try:
-        process = ray.get(rank.asked, timeout=_LOOK_S).process
+        rank.pulse = ray.get(rank.asked, timeout=_LOOK_S)
+        process = rank.pulse.process
     except RayTaskError:
         pass  # an engine tells so of what has ended its work: its process answers
     except ActorUnavailableError:

@@ -1,5 +1,6 @@
 """What is known of one process of a run that is watched, and how others are told that it is no more."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ray import ObjectRef
@@ -68,11 +69,18 @@ class Rank:
     asked: "ObjectRef[Pulse] | None" = None
     asked_at: float = -PULSE_S
     is_lost: bool = False
+    pulse: Pulse | None = None
+    """Its last one."""
 
     def hear(self, process: ProcessId | None, now: float) -> None:
         """It has answered, perhaps with an error, which says nothing of itself."""
         self.asked, self.asked_at, self.answered_at = None, now, now
         self.process = self.process or process
+
+    @property
+    def works_on(self) -> Pulse | None:
+        """Its last pulse, where that counts something of which there is more to be done."""
+        return self.pulse if self.pulse and self.pulse.done < self.pulse.of and not self.is_lost else None
 
     def see(self, wardens: Wardens, now: float) -> None:
         """Look at it from now on, where that can be done."""
@@ -96,3 +104,15 @@ class Rank:
         pid = self.process.pid if self.process else None
         who = {"group": self.group, "rank": self.rank, "generation": self.generation, "pid": pid}
         return Loss(**who, what=what, noticed_by=noticed_by, noticed_s=round(now - last, 3))
+
+
+def how_far(ranks: Iterable[Rank]) -> str:
+    """What the process that has most before it has done, of those that count; empty where none does.
+
+    Example: "policy[1] 120 of 290 tensors"
+    """
+    found = [(pulse.done / pulse.of, rank, pulse) for rank in ranks if (pulse := rank.works_on)]
+    if not found:
+        return ""
+    _, rank, pulse = min(found, key=lambda each: each[0])
+    return f"{rank.group}[{rank.rank}] {pulse.done:,} of {pulse.of:,} {pulse.what}"

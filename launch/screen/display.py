@@ -5,12 +5,14 @@ The loops know only `Display`; nothing else imports rich for progress. On a term
 """
 
 import math
+import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import TracebackType
-from typing import Self
+from typing import Self, TextIO, cast
 
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -21,13 +23,13 @@ from rich.text import Text
 from launch.screen.console import VisibleConsole
 from launch.screen.figures import held_out_figures, step_figures
 from launch.screen.shown import clock, fitted, flowed, visible
-from launch.screen.stdout import lasting_stdout
+from launch.screen.stdout import LastingOutput, behind, lasting_stdout
 
 Metrics = Mapping[str, float]
 
 PLAIN_INTERVAL_S = 5.0
 """Shortest time between two lines of steps when the output is no terminal, in seconds."""
-HEARTBEAT_S, LATER_HEARTBEAT_S = 15.0, 60.0
+HEARTBEAT_S, LATER_HEARTBEAT_S = 30.0, 60.0
 """Longest silence there, before the first step and after it, in seconds."""
 HISTORY_LINES = 10
 """Lines about steps that a run without evaluations leaves on a terminal."""
@@ -48,7 +50,16 @@ BEGINNING = {
 class Display:
     """Progress of one run. Methods may be called from any thread; `close` must be called in the end."""
 
-    def __init__(self, console: Console | None = None, started: float | None = None) -> None:
+    def __init__(
+        self, console: Console | None = None, started: float | None = None, *, plain_every_s: float = PLAIN_INTERVAL_S
+    ) -> None:
+        """
+        Args:
+            console: where to (default: standard output).
+            started: when the command was given, by time.monotonic (default: now).
+            plain_every_s: shortest time between two lines where there is no panel; where it is longer than that of
+                steps, phases have no line of their own.
+        """
         self._console = console or VisibleConsole(file=lasting_stdout(), soft_wrap=True, highlight=False)
         self._lively = self._console.is_terminal and not self._console.is_dumb_terminal
         self._ascii = not self._console.encoding.lower().startswith("utf")
@@ -60,12 +71,15 @@ class Display:
         self._title, self._total, self._step, self._first, self._begun = "", 0, 0, 0, False
         self._beginning = True  # until a phase has come that is one of a step
         self._phase, self._detail, self._phase_started = "", "", self._started
+        self._within = ""
         self._spent: dict[tuple[str, str], float] = {}  # see `time_spent`
         self._metrics: Metrics = {}
         self._evaluation: Metrics = {}
         self._durations: deque[float] = deque(maxlen=DURATIONS_KEPT)
         self._step_started: float | None = None
-        self._printed_at = -math.inf
+        self._plain_every_s = plain_every_s
+        self._names_phases = plain_every_s <= PLAIN_INTERVAL_S
+        self._printed_at = -math.inf if self._names_phases else time.monotonic()
         self._kept_step = -1  # the step whose line was printed last
 
     def __enter__(self) -> Self:
@@ -115,13 +129,17 @@ class Display:
                 self._step_started = time.monotonic()
         # Phases of later steps would flood a log file; those of the start, and waits, explain a silence.
         if not self._lively and not self._held and (detail or (new and not self._metrics)):
-            self._plain(self._doing(), force=new)
+            self._plain(self._doing(), force=new and self._names_phases)
 
     def progress(self, done: int, total: int, what: str) -> None:
-        """How far the phase that is running now has come."""
+        """How far the phase that is running now has come; where there is no panel, a line now and then."""
         self._detail = f"{done:,} of {total:,} {what}"
         if not self._lively and not self._held and not self._metrics:
-            self._plain(self._doing(), force=False)
+            self._plain(self._doing(), force=False, after_s=HEARTBEAT_S)
+
+    def within(self, told: str) -> None:
+        """How far a process has come that works in this phase; shown beside, and no line of its own."""
+        self._within = told
 
     def step(self, step: int, metrics: Metrics) -> None:
         """Show the results of a finished step; evaluation metrics stay visible until the next evaluation."""
@@ -166,8 +184,15 @@ class Display:
 
     def warning(self, text: str) -> None:
         """Print a warning that stays."""
-        first, *others = self._worded(f"warning: {visible(text)}")
-        self._print(f"[yellow]warning:[/]{escape(first.removeprefix('warning:'))}")
+        self._marked("warning", "yellow", text)
+
+    def alert(self, level: str, text: str) -> None:
+        """Print an alert that stays; one of level `warn` is a warning like others."""
+        self._marked(*(("warning", "yellow") if level == "warn" else ("alert", "red")), text)
+
+    def _marked(self, word: str, colour: str, text: str) -> None:
+        first, *others = self._worded(f"{word}: {visible(text)}")
+        self._print(f"[{colour}]{word}:[/]{escape(first.removeprefix(f'{word}:'))}")
         for line in others:
             self._print(escape(line))
 
@@ -216,7 +241,7 @@ class Display:
         now = time.monotonic()
         key = ("steps" if self._begun else "start", self._phase or "other")
         self._spent[key] = self._spent.get(key, 0.0) + now - self._phase_started
-        self._phase, self._detail, self._phase_started = "", "", now
+        self._phase, self._detail, self._within, self._phase_started = "", "", "", now
 
     @property
     def width(self) -> int:
@@ -233,9 +258,9 @@ class Display:
         for line in held:
             self._console.print(escape(line))
 
-    def _plain(self, line: str, *, force: bool) -> None:
+    def _plain(self, line: str, *, force: bool, after_s: float = 0.0) -> None:
         """Print unless the last line was a moment ago."""
-        if force or time.monotonic() - self._printed_at >= PLAIN_INTERVAL_S:
+        if force or time.monotonic() - self._printed_at >= max(after_s, self._plain_every_s):
             self._print(escape(line))
 
     def _beat(self) -> None:
@@ -266,7 +291,8 @@ class Display:
         name = self._phase or ("starting" if not self._begun else "between steps")
         if self._begun and self._beginning:
             name = BEGINNING.get(name, name)
-        detail = f": {visible(self._detail)}" if self._detail else ""
+        told = ", ".join(visible(part) for part in (self._detail, self._within) if part)
+        detail = f": {told}" if told else ""
         seconds = time.monotonic() - self._phase_started
         told = f"{name}{detail} ({seconds:.0f} s)" if self._lively or seconds >= 1 else f"{name}{detail} ..."
         return told if self._begun else f"{told}  elapsed {clock(self.elapsed_s)}"
@@ -299,6 +325,15 @@ class Display:
         full = round(cells * self._step / max(1, self._total))
         done, left = ("#", "-") if self._ascii else ("━", "─")
         return Text(done * full, "green").append(left * (cells - full), "dim")
+
+
+@contextmanager
+def working_on_stderr() -> Iterator[Display]:
+    """A display of what a verb does that takes long and prints its result: on standard error, and gone in the end."""
+    console = VisibleConsole(file=cast(TextIO, LastingOutput(behind(sys.stderr))), soft_wrap=True, highlight=False)
+    with Display(console, plain_every_s=HEARTBEAT_S) as display:
+        display.open()
+        yield display
 
 
 class _Panel:

@@ -11,7 +11,7 @@ said once as a note, and no reason to change a setting.
 
 import math
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 
 Metrics = Mapping[str, float]
@@ -92,7 +92,9 @@ CEILINGS = (
 class Health:
     """Judges the steps of one run, in their order."""
 
-    def __init__(self) -> None:
+    def __init__(self, unless: Container[str] = ()) -> None:
+        """`unless`: metrics that somebody else judges."""
+        self._unless = unless
         self._rewards: deque[float] = deque(maxlen=REWARD_WINDOW)
         # From 0: rewards that are all high are near the highest, however little they differ.
         self._lowest, self._highest = 0.0, -math.inf
@@ -100,11 +102,19 @@ class Health:
         self._warned: dict[str, int] = {}
         """Metric that was warned about -> steps for which it has been in its range since."""
         self._said_solved = False
+        self.standing: dict[str, str] = {}
+        """Metric -> what there is to warn of in the last step, whether it was told before or not."""
+        self.solved = False
+        """Whether the task is, by the last step."""
 
     def warnings(self, metrics: Metrics) -> list[str]:
         """Lines for the metrics that are out of range now and that it helps to tell; absent ones are not judged."""
-        problems = self._problems(metrics)
-        lines = [line for name, line in problems.items() if name not in self._warned]
+        return list(self.out_of_range(metrics).values())
+
+    def out_of_range(self, metrics: Metrics) -> dict[str, str]:
+        """The same lines by their metric."""
+        problems = {name: line for name, line in self._problems(metrics).items() if name not in self._unless}
+        self.standing, lines = problems, {name: line for name, line in problems.items() if name not in self._warned}
         # Out of range again, a metric begins to recover anew; new ones are added with 0.
         for name in (*self._warned, *problems):
             self._warned[name] = 0 if name in problems else self._warned[name] + 1
@@ -112,7 +122,7 @@ class Health:
         return lines
 
     def good_news(self, metrics: Metrics) -> str | None:
-        """Said once: most groups have equal rewards, as the answers are right; call it after `warnings`."""
+        """Said once: most groups have equal rewards, as the answers are right; call it after these."""
         name = "reward/zero_variance_fraction"
         if self._said_solved or metrics.get(name, 0.0) < 0.8 or not self._solved(metrics):
             return None
@@ -125,7 +135,7 @@ class Health:
     def _problems(self, metrics: Metrics) -> dict[str, str]:
         """Metric name -> warning, for every metric out of its range."""
         self._remember(metrics)
-        solved = self._solved(metrics)
+        self.solved = solved = self._solved(metrics)
         found = {
             ceiling.metric: ceiling.line(metrics)
             for ceiling in CEILINGS

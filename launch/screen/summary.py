@@ -15,6 +15,7 @@ from launch.run.signals import interrupted_by
 from launch.screen.bubbles import account_line, account_of, advice, advice_line
 from launch.screen.display import Display
 from launch.screen.faults import fault_lines
+from launch.screen.hints import hint_lines
 from launch.screen.shown import clock, flowed
 from launch.tracking.curves import Rows, read_metrics
 from launch.tracking.events import NAME, read_events
@@ -72,6 +73,7 @@ def last_screen(config: RunConfig, display: Display, why: str, *, finished: bool
     if spent := _time(display):
         lines += flowed([f"time:    {spent[0]}", *spent[1:]], width, indent=9)
     lines += _bubbles(config, rows, display)
+    lines += hint_lines(rows, width)
     lines += fault_lines(read_events(config.directory / NAME), rows, width)
     lines += _files(config, finished=finished, curves=curves)
     commands = _next(config, finished=finished, drawn=curves is not None)
@@ -187,8 +189,7 @@ def _files(config: RunConfig, *, finished: bool, curves: Path | None) -> list[st
 
 def _next(config: RunConfig, *, finished: bool, drawn: bool) -> Iterable[str]:
     run = shlex.quote(str(config.directory))
-    if not drawn and any(row["step"] for row in _readable(config.directory)):
-        yield f"tandem curves {run}  # draw the metrics"
+    yield from _to_look_at(run, config, drawn=drawn)
     if not finished:
         if not (config.directory / "config.json").exists():  # the directory was removed: its command would fail
             return
@@ -199,6 +200,12 @@ def _next(config: RunConfig, *, finished: bool, drawn: bool) -> Iterable[str]:
         return
     yield job_kind(config).next_command(run, config.directory / "export")
     yield f"tandem export {run} --output DIRECTORY  # copy the model"
+
+
+def _to_look_at(run: str, config: RunConfig, *, drawn: bool) -> Iterable[str]:
+    """Commands that show what is in the run's directory, however it has ended; `run` is quoted for a shell."""
+    if not drawn and any(row["step"] for row in _readable(config.directory)):
+        yield f"tandem curves {run}  # draw the metrics"
 
 
 def _checkpoint(config: RunConfig) -> str:

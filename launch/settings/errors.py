@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic_core import ErrorDetails
 
+from actors.config_base import Unused
 from actors.config_nodes import is_secret_setting
 from actors.secret_text import ARGUMENTS, argument_is_secret, masked, masked_value, without_secrets_of
 from launch.settings import names
@@ -64,6 +65,17 @@ def problems(errors: list[ErrorDetails], odd: list[Odd], values: Mapping[str, ob
             foreign[_MOST_LINES:] = [f"config: unknown fields, too many to name them all, got {len(unknown)} or more"]
             break
     return [masked(line) for line in dict.fromkeys(foreign + lines)]  # each once, in order
+
+
+def unused_defaults(errors: list[ErrorDetails]) -> dict[str, object]:
+    """Dotted name -> default of each setting without effect, where pydantic found nothing else; else empty."""
+    found = {}
+    for error in errors:
+        cause = error.get("ctx", {}).get("error")
+        if not isinstance(cause, Unused):
+            return {}
+        found[".".join([*_location(error), cause.name])] = cause.default
+    return found
 
 
 def shown(value: object) -> str:

@@ -4,6 +4,40 @@ from algorithms.config_encoder import EmbeddingConfig
 from algorithms.config_rl import pass_sizes
 from launch.config import RunConfig
 
+_EVERY_STEP = (
+    *("grad_norm", "learning_rate", "tokens/trained", "tokens/padding_fraction", "tokens_per_second"),
+    *(f"time/{name}" for name in ("step", "update", "evaluate", "checkpoint", "sync", "lost", "effective", "elapsed")),
+)
+_OFFLINE_STEP = ("policy/router_aux_loss", "time/data", "time/prepare", "time/update_rank")
+SFT_STEP = ("loss/nll", "policy/entropy")
+REWARD_STEP = ("loss/reward_model", *(f"reward_model/{name}" for name in ("accuracy", "margin", "chosen", "rejected")))
+DPO_STEP = (
+    *("loss/dpo", *(f"rewards/{name}" for name in ("accuracy", "margin", "chosen", "rejected"))),
+    *(f"logprobs/{name}" for name in ("chosen", "rejected", "chosen_per_token")),
+)
+ENCODER_STEP = ("texts/at_limit_fraction", "micro_batches")
+RL_STEP = (
+    *(f"reward/{name}" for name in ("mean", "std", "min", "max", "failed", "turns", "zero_variance_fraction")),
+    *("reward/shaped_mean", "reward/kl_per_response", "reward/kl_coef", "loss/policy"),
+    *(f"policy/{name}" for name in ("entropy", "kl", "clip_fraction", "ratio_mean", "sampler_kl", "token_staleness")),
+    *(f"policy/importance_{name}" for name in ("weight_mean", "weight_p01", "weight_p50", "weight_p99")),
+    *("policy/importance_truncated_fraction", "policy/router_aux_loss"),
+    *("mismatch/kl", "mismatch/logprob_abs_mean"),
+    *(f"rollout/{name}" for name in ("response_tokens_mean", "response_tokens_max", "truncated_fraction", "failed")),
+    *(f"rollout/{name}" for name in ("engines", "held", "postponed", "turns_mean", "dynamic_sampling_kept")),
+    *(f"tokens/{name}" for name in ("generated", "given", "micro_batches")),
+    *(f"staleness/{name}" for name in ("mean", "max", "carried_fraction", "dropped", "aborted", "left_out")),
+    *(f"bubble/engine_{name}_fraction" for name in ("idle", "underfilled", "paused")),
+    *(f"bubble/{name}" for name in ("trainer_wait_seconds", "early_update_seconds", "early_update_fraction")),
+    *(f"bubble/{name}" for name in ("sync_tokens_lost", "tokens_discarded", "engines_unheard")),
+    *(f"weights/{name}" for name in ("version", "sync_seconds", "canary_difference", "merge_error")),
+    *(f"time/{name}" for name in ("rollout", "score", "reference", "values", "advantages")),
+)
+CRITIC_STEP = (
+    *("loss/critic", "critic/grad_norm", "critic/learning_rate"),
+    *(f"critic/{name}" for name in ("explained_variance", "values_mean", "returns_mean", "clip_fraction")),
+)
+"""Metrics of training steps, by job; which of them are there depends on the settings."""
 SFT = ("loss", "sequence_probability")
 REWARD = ("loss", "accuracy", "margin", "score_mean", "score_std", "calibration_error")
 KTO = ("loss", "rewards/chosen", "rewards/rejected", "logprobs/chosen")
@@ -35,6 +69,18 @@ def require_metric(known: list[str], field: str, name: str, apart: tuple[str, ..
 def of_responses(config: RunConfig, samples: int) -> list[str]:
     """Metrics of sampled responses, `samples` of them to each prompt."""
     return [*RL, *_of_samples(samples), *_of_sources(config), *_of_sets(config)]
+
+
+def of_steps(own: tuple[str, ...]) -> list[str]:
+    """Metrics that training on given rows writes, with those of one job; none where these are not known."""
+    return [*own, *_EVERY_STEP, *_OFFLINE_STEP] if own else []
+
+
+def of_rl_steps(config: RunConfig, own: tuple[str, ...] = ()) -> list[str]:
+    """Metrics that reinforcement learning writes of its steps, with those of one job."""
+    train = config.data.train
+    sets = [f"reward/{name}/mean" for name in train] if isinstance(train, dict) and len(train) > 1 else []
+    return [*RL_STEP, *own, *_of_sources(config), *sets, *_EVERY_STEP]
 
 
 def of_embeddings(algorithm: EmbeddingConfig) -> list[str]:

@@ -10,6 +10,7 @@ from launch.kinds.kind import JobKind
 from launch.kinds.table import job_kind
 from launch.settings.memory_copies import check_copies
 from launch.settings.rules_adapters import check_adapters
+from launch.settings.rules_alerts import check_alerts
 from launch.settings.rules_kubernetes import check_kubernetes
 
 
@@ -23,6 +24,7 @@ def check_rules(config: RunConfig) -> None:
     kind.check_dropout()
     check_adapters(config, sent=kind.samples_responses)
     check_copies(config)
+    check_alerts(config, kind.step_metrics(), kind.metric_names())
     _precision_is_kept(config)
     _groups_can_share(config, kind)
     check_kubernetes(config)

@@ -10,8 +10,8 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -74,6 +74,8 @@ class Events:
         """
         self._path, self._clock, self._lock = directory / NAME, clock, threading.RLock()
         self._told = told
+        self.heard: Callable[[dict[str, Any]], None] | None = None
+        """Hears each line as it is written, from the thread that tells it: it must not wait."""
         if anew:
             self._path.unlink(missing_ok=True)
         self.step, self.phase = 0, ""
@@ -107,6 +109,11 @@ class Events:
         if new and told and self._told:
             self._told(f"{where}{_noticed_line(fault)}{f': {doing}' if doing else ''}")
         return number
+
+    def is_told(self, who: str, generation: int) -> bool:
+        """Whether this attempt has a fault of that process."""
+        with self._lock:
+            return (self.attempt, who, generation) in self._known
 
     def state(self, number: int, state: str) -> None:
         """Note what has become of a fault so far."""
@@ -166,8 +173,10 @@ class Events:
         self._waiting.append(json.dumps(line, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")
         del self._waiting[:-_KEPT]
         with contextlib.suppress(OSError):  # a full disk shall not end a run that survives: the next line tries again
-            _append(self._path, b"".join(self._waiting))
+            append_whole(self._path, b"".join(self._waiting))
             self._waiting.clear()
+        if self.heard:
+            self.heard(line)
 
     def _take_in(self, line: dict[str, Any]) -> None:
         number = line.get("fault")
@@ -198,6 +207,14 @@ def read_events(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
+def fault_in_words(line: Mapping[str, Any]) -> str:
+    """The first line of a fault, or the one by which it is given up, for people. Raises LookupError and TypeError for a
+    line that lacks what these have."""
+    if line["event"] == GIVEN_UP:
+        return _over_line(line["who"], GIVEN_UP, line, line["stood_s"])
+    return _noticed_line(Fault(**{field.name: line[field.name] for field in fields(Fault) if field.name in line}))
+
+
 def ended(lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """The last line of every fault that is over, in order."""
     return [line for line in lines if line["event"] in (RECOVERED, GIVEN_UP)]
@@ -211,7 +228,7 @@ def _noticed_line(fault: Fault) -> str:
     return f"{fault.who} {fault.what} (noticed by {by}{after}{cause})"
 
 
-def _over_line(who: str, how: str, more: dict[str, Any], stood: float) -> str:
+def _over_line(who: str, how: str, more: Mapping[str, Any], stood: float) -> str:
     """Example: policy[1] is back after 9.1 s; 2 steps are made again"""
     if how == GIVEN_UP:
         return f"{who} is given up after {stood:.1f} s: {more['did']}"
@@ -232,7 +249,7 @@ def _line(text: str) -> dict[str, Any] | None:
     return None
 
 
-def _append(path: Path, lines: bytes) -> None:
+def append_whole(path: Path, lines: bytes) -> None:
     """All of it or nothing; a torn line of before is ended first. Raises OSError."""
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
     try:

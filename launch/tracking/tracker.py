@@ -1,8 +1,8 @@
 """Where metrics and samples go: files of the run's directory, and beside them W&B and TensorBoard.
 
-metrics.jsonl and samples.jsonl are always there, eval_samples.jsonl where there are any. They are written at once, in
-the caller's thread. W&B and TensorBoard take seconds to import and start, so a thread of their own feeds them, started
-by the first `log`; their failure is a warning and never stops a run.
+metrics.jsonl and samples.jsonl are always there, tokens.jsonl and eval_samples.jsonl where there are any. They are
+written at once, in the caller's thread. W&B and TensorBoard take seconds to import and start, so a thread of their own
+feeds them, started by the first `log`; their failure is a warning and never stops a run.
 """
 
 import contextlib
@@ -24,6 +24,9 @@ from launch.tracking.history import History, cut, gaps, steps_in_words
 from launch.tracking.lines import Lines, Waiting, Warn, unwritable
 from launch.tracking.wandb_run import known_run
 
+_METRICS, _SAMPLES, _TOKENS, _EVALUATIONS = "metrics.jsonl", "samples.jsonl", "tokens.jsonl", "eval_samples.jsonl"
+_SOMETIMES = (_TOKENS, _EVALUATIONS)
+"""Files that not every job writes."""
 CLOSE_DEADLINE_S = 60.0
 """Longest time `close` waits for W&B to finish an upload."""
 
@@ -60,8 +63,9 @@ class Tracker:
     def __init__(self, directory: Path, config: RunConfig, resumed_step: int = 0, warn: Warn | None = None) -> None:
         self._directory, self._config, self._warn = directory, config, warn or _to_stderr
         self._open(resumed_step)
-        if self._evaluations is None and not resumed_step:  # of an earlier run of this name, another kind of job
-            (directory / "eval_samples.jsonl").unlink(missing_ok=True)
+        for name in _SOMETIMES:
+            if name not in self._files and not resumed_step:  # of an earlier run of this name, another kind of job
+                (directory / name).unlink(missing_ok=True)
         makers: list[Callable[[], Sink]] = []
         if config.tracking.wandb and os.environ.get("WANDB_MODE") != "disabled":
             makers.append(lambda: _WandbSink(directory, config, goes_on=self._resumed_step > 0))
@@ -77,36 +81,42 @@ class Tracker:
     def _open(self, resumed_step: int) -> None:
         self._resumed_step = resumed_step
         waiting = Waiting(self._warn)
-        files: list[Lines] = []
-        names = ["metrics.jsonl", "samples.jsonl"] + ["eval_samples.jsonl"] * job_kind(self._config).samples_held_out
-        for name in names:
+        self._files: dict[str, Lines] = {}
+        wanted = _wanted(self._config)
+        for name in (_METRICS, _SAMPLES, *_SOMETIMES):
             path = self._directory / name
+            # What an earlier start has written of steps that come again goes, also where this one writes no more.
+            if name not in wanted and not (resumed_step and path.is_file()):
+                continue
             with unwritable(path):
                 self._directory.mkdir(parents=True, exist_ok=True)
                 if resumed_step:
                     for line in _told(name, self._config, resumed_step, cut(path, resumed_step)):
                         self._warn(line)
-                files.append(Lines(path, anew=not resumed_step, warn=self._warn, waiting=waiting))
-        self._metrics, self._samples = files[:2]
-        self._evaluations = files[2] if len(files) > 2 else None
+                self._files[name] = Lines(path, anew=not resumed_step, warn=self._warn, waiting=waiting)
 
     def log(self, step: int, metrics: Metrics, left_out: Mapping[str, list[str]] | None = None) -> None:
         """Write one line: `step` and the metrics; NaN and infinities become null. The names of prompts that are
         `left_out`, by why, are in the file alone."""
-        self._metrics.write({"step": step, **metrics} | ({"left_out": dict(left_out)} if left_out else {}))
+        self._files[_METRICS].write({"step": step, **metrics} | ({"left_out": dict(left_out)} if left_out else {}))
         for feeder in self._feeders:
             feeder.log(step, metrics)
 
     def samples(self, step: int, rows: Iterable[Mapping[str, object]]) -> None:
         """Write one line per sample: `step` and the columns of the row."""
-        for row in rows:
-            self._samples.write({"step": step, **row})
+        self._write(_SAMPLES, step, rows)
+
+    def tokens(self, step: int, rows: Iterable[Mapping[str, object]]) -> None:
+        """Write one line per sample whose tokens are told: `step` and the columns of the row."""
+        self._write(_TOKENS, step, rows)
 
     def evaluation(self, step: int, rows: Iterable[Mapping[str, object]]) -> None:
         """Write one line per completion of an evaluation: `step` and the columns of the row."""
-        assert self._evaluations is not None, "only jobs that sample responses to held-out prompts have any"
+        self._write(_EVALUATIONS, step, rows)
+
+    def _write(self, name: str, step: int, rows: Iterable[Mapping[str, object]]) -> None:
         for row in rows:
-            self._evaluations.write({"step": step, **row})
+            self._files[name].write({"step": step, **row})
 
     def close(self) -> None:
         """Close the files and wait, up to a deadline, until the services have everything."""
@@ -115,10 +125,8 @@ class Tracker:
         self._close_files()
 
     def _close_files(self) -> None:
-        self._metrics.close()
-        self._samples.close()
-        if self._evaluations is not None:
-            self._evaluations.close()
+        for file in self._files.values():
+            file.close()
 
 
 class _Feeder:
@@ -231,13 +239,21 @@ class _TensorboardSink:
         self._writer.close()
 
 
+def _wanted(config: RunConfig) -> set[str]:
+    """Names of the files that the run writes."""
+    kind = job_kind(config)
+    found = {_METRICS, _SAMPLES}
+    found |= {_TOKENS} if kind.samples_responses and config.tracking.token_samples else set()
+    return found | ({_EVALUATIONS} if kind.samples_held_out else set())
+
+
 def _told(name: str, config: RunConfig, reached: int, found: History) -> list[str]:
     """What a file lacks of the steps that are done, and which of its steps are done again."""
     wanted = range(1, reached + 1)
     sampled = job_kind(config).samples_responses and config.tracking.samples_per_step
-    expected = {"metrics.jsonl": wanted, "samples.jsonl": wanted if sampled else ()}
+    expected = {_METRICS: wanted, _SAMPLES: wanted if sampled else ()}
     lines = [gaps(name, found, expected.get(name, ()))]
-    if found.again and name == "metrics.jsonl":
+    if found.again and name == _METRICS:
         those = "it is" if len(found.again) == 1 else "they are"
         lines.append(f"{steps_in_words(found.again)} came after the checkpoint of step {reached}: {those} done again")
     return [line for line in lines if line]

@@ -26,14 +26,36 @@ class Verb:
 
 def init_arguments(parser: argparse.ArgumentParser) -> None:
     """Those of `init`."""
-    parser.add_argument("directory", metavar="DIR", help="gets configs/ and examples/, which it must not have yet")
+    parser.add_argument(
+        "directory", metavar="DIR", nargs="?", help="gets configs/ and examples/, which it must not have yet"
+    )
+    parser.add_argument(
+        "--job",
+        choices=("sft", "grpo", "ppo", "dpo", "reward", "embedding", "reranker"),
+        help="write a configuration instead, of this job",
+    )
+    parser.add_argument("--model", metavar="MODEL", help="directory or hub id of the model to train")
+    parser.add_argument("--data", metavar="FILE", help="rows to train on; their columns decide how they are read")
+    parser.add_argument("--output", metavar="FILE.yaml", help="file to be written (default: JOB.yaml)")
+    parser.add_argument(
+        "--reward",
+        metavar="FUNCTION",
+        help="of grpo and ppo: math, exact_match or file.py:function (default: by the data)",
+    )
 
 
-def config_arguments(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:
-    """A configuration: file and overrides."""
+def completion_arguments(parser: argparse.ArgumentParser) -> None:
+    """Those of `completion`."""
+    parser.add_argument("shell", choices=("bash", "zsh", "fish"), help="whose script is printed")
+
+
+def config_arguments(
+    parser: argparse.ArgumentParser, *, optional: bool = False, values: str = "set a field; the value is YAML"
+) -> None:
+    """A configuration: file and overrides; `values`: what an override may be."""
     number = "?" if optional else None
     parser.add_argument("config", metavar="CONFIG", nargs=number, help="YAML file with what differs from the defaults")
-    parser.add_argument("overrides", metavar="a.b=c", nargs="*", help="set a field; the value is YAML")
+    parser.add_argument("overrides", metavar="a.b=c", nargs="*", help=values)
 
 
 def run_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,6 +65,30 @@ def run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--watch", action="store_true", help="serve the run's page meanwhile, at the address that is printed first"
     )
+
+
+def sweep_arguments(parser: argparse.ArgumentParser) -> None:
+    """Those of `sweep`."""
+    config_arguments(parser, optional=True, values="set a field, or sweep it: a,b,c uniform(a,b) loguniform(a,b) ...")
+    parser.add_argument("--metric", metavar="NAME", help="metric of evaluations that is to be best: eval/reward/mean")
+    parser.add_argument("--mode", choices=("max", "min"), help="whether more is better (default: by the metric)")
+    parser.add_argument(
+        "--trials", metavar="N", type=_count, help="runs in all; left out for a grid, which has its own"
+    )
+    parser.add_argument("--parallel", metavar="N", type=_count, default=1, help="runs at a time (default: 1)")
+    parser.add_argument(
+        "--search", choices=("random", "optuna"), help="how values are chosen (default: random; of lists all are tried)"
+    )
+    parser.add_argument(
+        "--early-stop", choices=("asha", "none"), default="asha", help="end runs that fall behind (default: asha)"
+    )
+    parser.add_argument("--grace", metavar="N", type=_count, help="steps that each run has (default: a quarter)")
+    parser.add_argument(
+        "--reduction", metavar="N", type=_several, default=3, help="one in N runs goes on then (default: 3)"
+    )
+    parser.add_argument("--seed", metavar="N", type=_whole, default=0, help="of what is drawn (default: 0)")
+    parser.add_argument("--name", metavar="NAME", help="of its directory in run.output (default: run.name, and -sweep)")
+    parser.add_argument("--table", metavar="DIRECTORY", help="instead: show the table of a sweep, running or not")
 
 
 def check_arguments(parser: argparse.ArgumentParser) -> None:
@@ -88,6 +134,19 @@ def curves_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="run directory, such as outputs/demo")
 
 
+def metrics_arguments(parser: argparse.ArgumentParser) -> None:
+    """Those of `metrics`."""
+    parser.add_argument("run", metavar="RUN", help="run directory, such as outputs/demo")
+    parser.add_argument("--last", metavar="N", type=_count, help="the last N of these steps (default: all)")
+    parser.add_argument(
+        "--names", metavar="REGEX", help="metrics whose names have it, such as 'reward|kl' (default: the main ones)"
+    )
+    parser.add_argument("--every", metavar="N", type=_count, default=1, help="steps that are multiples of N")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--csv", action="store_true", help="comma-separated, of all metrics unless --names chooses")
+    form.add_argument("--json", action="store_true", help="the same as one JSON object per step")
+
+
 def watch_arguments(parser: argparse.ArgumentParser) -> None:
     """Those of `watch`."""
     parser.add_argument(
@@ -109,7 +168,9 @@ def watch_arguments(parser: argparse.ArgumentParser) -> None:
 def report_arguments(parser: argparse.ArgumentParser) -> None:
     """Those of `report`."""
     parser.add_argument("runs", metavar="RUN", nargs="+", help="run directory, such as outputs/demo")
-    parser.add_argument("--output", metavar="FILE", default="report.html", help="write it there (default: report.html)")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--output", metavar="FILE", default="report.html", help="write it there (default: report.html)")
+    form.add_argument("--json", action="store_true", help="print one JSON object about a run instead")
 
 
 def mine_arguments(parser: argparse.ArgumentParser) -> None:
@@ -289,6 +350,10 @@ def _token(text: str) -> str:
 
 def _count(text: str) -> int:
     return _integer(text, 1)
+
+
+def _several(text: str) -> int:
+    return _integer(text, 2)
 
 
 def _whole(text: str) -> int:

@@ -17,13 +17,13 @@ from algorithms.config import DataConfig
 from algorithms.config_encoder import EmbeddingConfig
 from algorithms.data.sources import read_rows
 from launch.config import load
+from launch.screen.display import Display, working_on_stderr
 from launch.verbs.encoder_files import (
     encoder_directory,
     encoder_kind,
     load_embedding_model,
     load_reranker,
     read_passages,
-    say,
 )
 from launch.verbs.mining_parts import digest_of_files, digest_of_values, mining_parts, refuse_existing
 
@@ -80,7 +80,26 @@ def mine(options: MineOptions) -> int:
     model, reranker = _directories(options)
     task = _task(options)
     rules = mining_rules(options, task)
+    with working_on_stderr() as display:
+        mined, width = _mined(options, task, rules, (model, reranker), display)
+    for line in _report(task, rules, mined, width, rank=options.rank):
+        print(line)
+    print(f"{output}: {time.monotonic() - started:.1f} s")
+    return 0
+
+
+def _mined(
+    options: MineOptions, task: "MiningTask", rules: "MiningRules", models: tuple[Path, Path | None], display: Display
+) -> "tuple[Mined, int]":
+    """What is found, written to the output, and how many passages were looked at for a query; raises UserError."""
+    display.phase("loading the model")
     from launch.verbs.miner import Miner  # imports torch, after all that can be refused without it
+
+    (model, reranker), output = models, Path(options.output)
+
+    def told(doing: str, done: int, of: int, what: str) -> None:
+        display.phase(doing)
+        display.progress(done, of, what)
 
     miner = Miner(
         task=task,
@@ -93,6 +112,7 @@ def mine(options: MineOptions) -> int:
         seed=options.seed,
         query_prompt=options.query_prompt,
         passage_prompt=options.passage_prompt,
+        told=told,
     )
     # The device, too: scores of a GPU and of a CPU differ in the last bits, and parts must agree.
     identity = _identity(options, task, model, reranker) | {"device": miner.model.device.type}
@@ -104,12 +124,9 @@ def mine(options: MineOptions) -> int:
                 raise UserError(f"{output}: no row has a negative ({_excluded(mined)})")
             parts.finish(_ranked(task, mined) if options.rank else _rows(task, mined, scored=reranker is not None))
         except KeyboardInterrupt:
-            say(f"{parts.directory} keeps what is done: the same command continues")
+            display.note(f"{parts.directory} keeps what is done: the same command continues")
             raise
-    for line in _report(task, rules, mined, miner.width, rank=options.rank):
-        print(line)
-    print(f"{output}: {time.monotonic() - started:.1f} s")
-    return 0
+    return mined, miner.width
 
 
 def _check(options: MineOptions) -> None:

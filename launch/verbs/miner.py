@@ -4,7 +4,7 @@ Parts have fixed bounds, so that one made again is the same to the bit, whatever
 """
 
 import random
-import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,6 @@ from algorithms.encoder.mining import (
     top_passages,
     without_answers,
 )
-from launch.verbs.encoder_files import say
 from launch.verbs.mining_parts import MinedPart, MiningParts
 
 if TYPE_CHECKING:
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
 # Passages of a shard, in batches, and at most; queries of a part, in batches: an interruption costs no more.
 _SHARD_BATCHES, _LONGEST_SHARD = 128, 8192
 _CHUNK_BATCHES = 4
-_SAY_EVERY_S = 2
 
 Ids = NDArray[np.int64]
 Scores = NDArray[np.float32]
@@ -66,9 +64,8 @@ class Miner:
     seed: int
     query_prompt: str | None
     passage_prompt: str | None
-
-    def __post_init__(self) -> None:
-        self._said = time.monotonic()
+    told: Callable[[str, int, int, str], None]
+    """Hears what is being done, how much of it is, of how much, and of what."""
 
     @property
     def width(self) -> int:
@@ -105,6 +102,7 @@ class Miner:
         """Vectors of all passages, [*, D] each."""
         texts, shards = self.task.passages, []
         for number, start in enumerate(range(0, len(texts), self._shard)):
+            self.told("encoding", start, len(texts), "passages")
             if (shard := parts.shard("passages", number)) is None:
                 shard = self.model.encode_document(
                     list(texts[start : start + self._shard]),
@@ -116,7 +114,6 @@ class Miner:
                 shard = parts.shard("passages", number)  # read back: it lies on the disk then, not in memory
                 assert shard is not None
             shards.append(shard)
-            self._say("encoded", min(start + self._shard, len(texts)), len(texts), "passages")
         return shards
 
     def _queries(self, numbers: range, parts: MiningParts) -> Scores:
@@ -144,6 +141,7 @@ class Miner:
         self, numbers: range, chunks: list[range], first: int, shards: list[Scores], parts: MiningParts
     ) -> list[MinedPart]:
         """The parts of a block of queries, whose candidates are searched at once."""
+        self.told("mining", numbers.start, len(self.task.queries), "queries")
         queries = self._queries(numbers, parts)
         # One more than is looked at: the query itself may be among them.
         vectors = torch.from_numpy(queries).to(self.model.device)
@@ -157,7 +155,7 @@ class Miner:
                 part = self._chunk(chunk, ids[inside], scores[inside], positives)
                 parts.save("mined", number, part)
             made.append(part)
-            self._say("mined", chunk.stop, len(self.task.queries), "queries")
+            self.told("mining", chunk.stop, len(self.task.queries), "queries")
         return made
 
     def _positive_scores(self, numbers: range, queries: Scores, shards: list[Scores]) -> list[Scores]:
@@ -215,11 +213,6 @@ class Miner:
             [part[:count] for part, count in zip(parts, counts, strict=True)],
             [part[count:] for part, count in zip(parts, counts, strict=True)],
         )
-
-    def _say(self, verb: str, done: int, of: int, what: str) -> None:
-        if time.monotonic() - self._said > _SAY_EVERY_S or done == of:
-            say(f"{verb} {done} of {of} {what}")
-            self._said = time.monotonic()
 
 
 def _finite(values: NDArray, field: str = "MODEL") -> Scores:

@@ -4,6 +4,7 @@ Imports only the standard library at the top, as the command line does: each ver
 """
 
 import argparse
+import sys
 
 from launch.verbs.arguments import UsageError
 
@@ -18,6 +19,14 @@ def on_chat(arguments: argparse.Namespace) -> int:
         temperature=arguments.temperature,
         max_tokens=arguments.max_tokens,
     )
+
+
+def on_completion(arguments: argparse.Namespace) -> int:
+    """Print a shell's script for completion."""
+    from launch.verbs.completion import script
+
+    print(script(arguments.shell))
+    return 0
 
 
 def on_curves(arguments: argparse.Namespace) -> int:
@@ -49,10 +58,31 @@ def on_export(arguments: argparse.Namespace) -> int:
 
 
 def on_init(arguments: argparse.Namespace) -> int:
-    """Copy configs and examples into a directory. Raises UserError."""
-    from launch.verbs.init import init
+    """Copy configs and examples into a directory, or write a job's configuration. Raises UserError, UsageError."""
+    asked = {name: getattr(arguments, name) for name in ("job", "model", "data", "output", "reward")}
+    given = [f"--{name}" for name, value in asked.items() if value is not None]
+    if arguments.directory is not None:
+        if given:
+            raise UsageError(f"DIR: must be left out with {given[0]}, got {arguments.directory}")
+        from launch.verbs.init import init
 
-    return init(arguments.directory)
+        return init(arguments.directory)
+    missing = [f"--{name}" for name in ("job", "model", "data") if asked[name] is None]
+    if missing and not (sys.stdin.isatty() and sys.stdout.isatty()):
+        what = ", ".join(missing) if given else "DIR, or --job, --model and --data"
+        raise UsageError(f"{what}: required, got nothing (see tandem init --help)")
+    from launch.verbs.asking import ask
+    from launch.verbs.new_job import NewJob, write_job
+
+    return write_job(ask(**asked) if missing else NewJob(**asked))
+
+
+def on_metrics(arguments: argparse.Namespace) -> int:
+    """Print the metrics of a run. Raises UserError."""
+    from launch.verbs.metrics import show_metrics
+
+    form = "csv" if arguments.csv else "json" if arguments.json else "table"
+    return show_metrics(arguments.run, last=arguments.last, names=arguments.names, every=arguments.every, form=form)
 
 
 def on_mine(arguments: argparse.Namespace) -> int:
@@ -84,7 +114,11 @@ def on_watch(arguments: argparse.Namespace) -> int:
 
 
 def on_report(arguments: argparse.Namespace) -> int:
-    """Write a report of runs. Raises UserError."""
+    """Write a report of runs, or say what has become of one. Raises UserError."""
+    if arguments.json:
+        from launch.verbs.report import print_summary
+
+        return print_summary(arguments.runs)
     from launch.page.report_file import write_report
 
     return write_report(arguments.runs, arguments.output)

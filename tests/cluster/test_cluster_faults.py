@@ -24,8 +24,10 @@ PARTITION_S = 20.0
 
 @pytest.fixture(scope="module")
 def bed() -> Iterator[Bed]:
-    """The head, which has the driver, and three nodes of which the run needs two."""
-    with running(Bed(["--num-cpus=0"], *([["--num-cpus=3"]] * 3), token=TOKEN)) as made:
+    """The head, which has the driver, and three nodes of which the run needs two. Responses, as small as they are, stay
+    where they are made."""
+    small = {"RAY_max_direct_call_object_size": "1000"}
+    with running(Bed(["--num-cpus=0"], *([["--num-cpus=3"]] * 3), token=TOKEN, environment=small)) as made:
         yield made
 
 

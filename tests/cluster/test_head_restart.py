@@ -1,11 +1,17 @@
-"""A head that is killed and started again, with Ray's tables on a disk: a run whose driver is elsewhere goes on.
+"""A head that is killed and started again, with Ray's tables on a disk or in Redis: a run whose driver is elsewhere
+goes on.
 
 Takes minutes: `make chaos` asks for it, with CHAOS_NODES.
 """
 
 import os
+import secrets
+import shutil
+import socket
+import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -23,17 +29,51 @@ RUN = "head"
 AWAY_S = 15.0
 
 
-@pytest.fixture(scope="module")
-def bed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bed]:
+ROCKSDB, REDIS = "rocksdb", "redis"
+
+
+@contextmanager
+def redis(directory: Path, port: int, password: str) -> Iterator[None]:
+    """Debian's server, for whoever knows the password."""
+    program = shutil.which("redis-server")
+    assert program
+    server = subprocess.Popen([program, "-"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    assert server.stdin
+    server.stdin.write(f"port {port}\nbind 0.0.0.0\nrequirepass {password}\ndir {directory}\nsave ''\n")
+    server.stdin.close()
+    try:
+        until = time.monotonic() + 10
+        while socket.socket().connect_ex(("127.0.0.1", port)):
+            assert time.monotonic() < until and server.poll() is None, "no Redis"
+            time.sleep(0.05)
+        yield
+    finally:
+        server.kill()
+        server.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module", params=[ROCKSDB, REDIS])
+def bed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bed]:
     """The head, a node for the driver, and one each for ranks and engines."""
-    storage: Path = tmp_path_factory.mktemp("gcs")
-    environment = {
-        "RAY_gcs_storage": "rocksdb",
-        "RAY_gcs_storage_path": str(storage),
-        "RAY_gcs_rpc_server_reconnect_timeout_s": "600",
-    }
-    nodes = [["--num-cpus=0"], ["--num-cpus=1", "--labels=role=driver"], ["--num-cpus=3"], ["--num-cpus=3"]]
-    with running(Bed(*nodes, token=TOKEN, environment=environment)) as made:
+    if request.param == REDIS and not shutil.which("redis-server"):
+        pytest.skip("redis-server is not installed")
+    storage, password, port = tmp_path_factory.mktemp("gcs"), secrets.token_hex(16), free_port()
+    head, environment = ["--num-cpus=0"], {"RAY_gcs_rpc_server_reconnect_timeout_s": "600"}
+    if request.param == REDIS:
+        head.append(f"--redis-password={password}")
+    else:
+        environment |= {"RAY_gcs_storage": "rocksdb", "RAY_gcs_storage_path": str(storage)}
+    nodes = [head, ["--num-cpus=1", "--labels=role=driver"], ["--num-cpus=3"], ["--num-cpus=3"]]
+    made = Bed(*nodes, token=TOKEN, environment=environment)
+    if request.param == REDIS:
+        made.environment["RAY_REDIS_ADDRESS"] = f"{made.subnet}.254:{port}"
+    with redis(storage, port, password) if request.param == REDIS else nullcontext(), running(made):
         yield made
 
 

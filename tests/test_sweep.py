@@ -1,0 +1,408 @@
+"""A sweep's loop: what is tried, stopped, told, gone on with; trials are programs that write metrics as a run does."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from actors.config import UserError
+from launch.cli import main
+from launch.sweep.prepare import Options, Plan, make_directory, prepare
+from launch.sweep.process import failure_of, run_command, start
+from launch.sweep.record import Record, SweepTrial, read_record
+from launch.sweep.rows import MetricRows
+from launch.sweep.sweep import Sweep
+from tests.conftest import ROOT
+from tests.test_sweep_space import GRPO
+
+METRIC, SEED = "eval/reward/mean", "run.seed"
+PROGRAM = textwrap.dedent("""
+    import json, os, signal, sys, time
+    given = dict(word.split("=", 1) for word in sys.argv[2:])
+    directory = os.path.join(json.loads(given["run.output"]), given["run.name"])
+    os.makedirs(directory, exist_ok=True)
+    rows, seed = os.path.join(directory, "metrics.jsonl"), int(given["run.seed"])
+    print("start", flush=True)
+    if seed >= 90:
+        print("error: data.train: must be there, got %d" % (seed // 10), flush=True)
+        sys.exit(2)
+    done = len(open(rows).readlines()) if os.path.exists(rows) else 0
+    asked = []
+    signal.signal(signal.SIGTERM, lambda *_: asked.append(1))
+    steps = int(given["algorithm.steps"])
+    for step in range(done + 1, steps + 1):
+        value = None if seed == 50 else seed * step / 100
+        with open(rows, "a") as file:
+            file.write(json.dumps({"step": step, "eval/reward/mean": value}) + "\\n")
+        if os.path.exists("hold") or (seed in (10, 50) and step == 2):
+            for _ in range(6000):
+                if asked:
+                    break
+                time.sleep(0.01)
+        if asked and step < steps:
+            open(os.path.join(directory, "saved"), "w").write(str(step))
+            sys.exit(130)
+        time.sleep(0.03 if seed < 30 else 0)
+""")
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A configuration, in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    Path("words.yaml").write_text(GRPO)
+    Path("program.py").write_text(PROGRAM)
+    return "words.yaml"
+
+
+def program(config: Path, overrides: list[str]) -> list[str]:
+    return [sys.executable, "-S", "-E", "program.py", str(config), *overrides]
+
+
+def planned(config: str, *overrides: str, **options: Any) -> Plan:
+    """A sweep of trials of 8 steps."""
+    plan = prepare(Options(config, [*overrides, "algorithm.steps=8"], METRIC, **options))
+    make_directory(plan, config)
+    return plan
+
+
+def swept(plan: Plan, *, during: Callable[[Sweep], None] = lambda _: None) -> dict[str, tuple[str, float | None]]:
+    """Run it; returns the state and value of each trial, by its seed."""
+    sweep = Sweep(plan, program)
+    during(sweep)
+    try:
+        sweep.run()
+    finally:
+        sweep.close()
+    assert read_record(plan.directory) == plan.record
+    return {trial.point[SEED]: (trial.state, trial.value) for trial in plan.record.trials}
+
+
+def test_trials_run_stop_and_fail_each_for_itself(config: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The second falls behind, the third's data is not there, the fourth's metric is no number."""
+    plan = planned(config, f"{SEED}=40,10,91,50,41", grace=2)
+    assert swept(plan) == {
+        "40": ("finished", 3.2),
+        "10": ("stopped", 0.2),
+        "91": ("failed", None),
+        "50": ("stopped", None),
+        "41": ("finished", 3.28),
+    }
+    assert [trial.point[SEED] for trial in plan.record.ordered()] == ["41", "40", "10", "91", "50"]
+    assert plan.record.trials[2].cause == "error: data.train: must be there, got 9"
+    assert plan.record.trials[1].cause == "at step 2 not among the best 1/3"
+    stopped = plan.directory / "trial-2"
+    assert (stopped / "saved").read_text() == "2", "it ends with a checkpoint"
+    told = capsys.readouterr().err.splitlines()
+    early = "5 trials, 1 at a time, stopped early from step 2 on"
+    assert told[0] == f"outputs/words-sweep: {early}; best is the highest {METRIC}"
+    assert "trial 4: step 2, eval/reward/mean is no number" in told
+    assert "trial 3: failed (error: data.train: must be there, got 9)" in told
+    assert f"full log: {plan.directory}/logs/trial-3.txt" in told
+
+
+def test_what_has_ended_is_not_run_again(config: str) -> None:
+    values = f"{SEED}=40,10,91,41"
+    swept(planned(config, values, grace=2))
+    logs = Path("outputs/words-sweep/logs")
+    assert swept(planned(config, values, grace=2))["41"] == ("finished", 3.28)
+    starts = {path.stem: path.read_text().count("start") for path in logs.glob("*.txt")}
+    # One that has failed is tried again: its cause may be gone.
+    assert starts == {"trial-1": 1, "trial-2": 1, "trial-3": 2, "trial-4": 1}
+
+
+def test_the_first_trials_with_one_mistake_end_the_sweep(config: str) -> None:
+    with pytest.raises(UserError) as caught:
+        swept(planned(config, f"{SEED}=91,92,93,94"))
+    assert caught.value.problems == ("data.train: must be there, got 9 (the first 2 trials ended so)",)
+
+
+def test_several_run_at_a_time(config: str) -> None:
+    most = 0
+
+    def count(sweep: Sweep) -> None:
+        look = sweep._look_at
+
+        def looked(item: Any) -> None:
+            nonlocal most
+            most = max(most, len(sweep._running))
+            look(item)
+
+        sweep._look_at = looked  # type: ignore[method-assign]
+
+    found = swept(planned(config, f"{SEED}=20,21,22,23", parallel=2, early_stop="none"), during=count)
+    assert most == 2
+    assert {state for state, _ in found.values()} == {"finished"}
+
+
+SWEEPS = textwrap.dedent("""
+    import sys
+    sys.argv[0] = "sweep"
+    from launch.sweep import process, sweep
+    from tests.test_sweep import program
+    sweep.Sweep.__init__.__defaults__ = (program, *sweep.Sweep.__init__.__defaults__[1:])
+    from launch.cli import main
+    sys.exit(main(sys.argv[1:]))
+""")
+COMMAND = ["sweep", "words.yaml", "run.seed=20,21", "algorithm.steps=8", "--metric", METRIC, "--early-stop", "none"]
+
+
+def begin() -> subprocess.Popen[str]:
+    """The sweep of the command line, in a process of its own."""
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        [sys.executable, "-c", SWEEPS, *COMMAND], text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=env
+    )
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def rows(number: int) -> int:
+    path = Path(f"outputs/words-sweep/trial-{number}/metrics.jsonl")
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def test_a_sweep_that_is_killed_and_interrupted_goes_on(config: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("hold").touch()
+    killed = begin()
+    wait_for(lambda: rows(1) == 1)
+    killed.kill()
+    killed.wait()
+    saved = Path("outputs/words-sweep/trial-1/saved")
+    wait_for(saved.exists)  # the trial ends with a checkpoint, although nobody is there to ask for it
+    interrupted = begin()
+    wait_for(lambda: rows(1) == 2)
+    assert main(["sweep", *COMMAND[1:]]) == 2
+    assert "must be that of a sweep that nobody runs" in capsys.readouterr().err
+    assert main(["sweep", "--table", "outputs/words-sweep"]) == 0
+    assert "running, step" in capsys.readouterr().out
+    interrupted.send_signal(signal.SIGINT)
+    text, _ = interrupted.communicate(timeout=60)
+    assert interrupted.returncode == 130
+    assert "trial 1: finishing its step and saving a checkpoint" in text
+    assert "interrupted; continue with the same command, results so far are in outputs/words-sweep" in text
+    assert saved.read_text() == "2"
+    Path("hold").unlink()
+    ended = begin()
+    text, _ = ended.communicate(timeout=60)
+    assert ended.returncode == 0
+    assert "trial 1 of 2, from step 2: run.seed=20" in text
+    assert [rows(1), rows(2)] == [8, 8], "steps that are done are not done again"
+    assert "best: outputs/words-sweep/trial-2, eval/reward/mean 1.68, with run.seed=21" in text
+    assert main(["sweep", "--table", "outputs/words-sweep"]) == 0
+    table = capsys.readouterr().out
+    assert [line.split()[:2] for line in table.splitlines()[2:4]] == [["2", "21"], ["1", "20"]]
+
+
+def test_a_process_of_before_is_waited_for(config: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two runs in one directory would write over each other's checkpoints."""
+    plan = planned(config, f"{SEED}=40,41")
+    plan.directory.joinpath("logs").mkdir()
+    before = start(["sleep", "1"], plan.directory, "trial-1")
+    assert before is not None
+    assert start(["true"], plan.directory, "trial-1") is None
+    assert swept(plan)["40"] == ("finished", 3.2)
+    assert "trial 1: waiting for the end of a process of it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changed", "line"),
+    [
+        ({"overrides": ["run.seed=1,2"]}, "values: must be run.seed=40,41, as in this sweep before, got run.seed=1,2"),
+        ({"metric": "eval/reward/std", "mode": "min"}, "--metric: must be eval/reward/mean, as in this sweep before"),
+        ({"seed": 1}, "--seed: must be 0, as in this sweep before, got 1"),
+    ],
+)
+def test_another_sweep_takes_another_directory(config: str, changed: dict[str, Any], line: str) -> None:
+    options = Options(config, ["run.seed=40,41"], METRIC)
+    plan = prepare(options)
+    make_directory(plan, config)
+    plan.record.write(plan.directory)
+    with pytest.raises(UserError) as caught:
+        prepare(replace(options, **changed))
+    assert caught.value.problems[0].startswith(line)
+    Path(config).write_text(GRPO.replace("steps: 100", "steps: 50"))
+    with pytest.raises(UserError, match=r"algorithm.steps: must be 100, as in this sweep before .*, got 50; another"):
+        prepare(options)
+
+
+@pytest.mark.parametrize(
+    ("number", "point"),
+    [(1, {"run.seed": "42"}), (1, {"reward.functions": "[x.py:f]"}), (2, {"run.seed": "40"}), (1, ["run.seed"])],
+)
+def test_a_file_of_somebody_else_says_nothing_that_the_command_does_not(config: str, number: int, point: Any) -> None:
+    options = Options(config, ["run.seed=40,41"], METRIC)
+    plan = prepare(options)
+    make_directory(plan, config)
+    plan.record.trials = [SweepTrial(number, point, [])]
+    plan.record.write(plan.directory)
+    with pytest.raises(UserError, match=r"sweep.json: must "):
+        prepare(options)
+
+
+def test_a_sweep_of_drawn_values_may_get_more_trials(config: str) -> None:
+    options = Options(config, ["run.seed=randint(30,40)"], METRIC, trials=2, early_stop="none")
+    plan = prepare(replace(options, overrides=[*options.overrides, "algorithm.steps=8"]))
+    make_directory(plan, config)
+    first = swept(plan)
+    more = prepare(replace(options, overrides=[*options.overrides, "algorithm.steps=8"], trials=4))
+    second = swept(more)
+    assert {seed: second[seed] for seed in first} == first
+    assert len(more.record.trials) == 4
+    with pytest.raises(UserError, match="--trials: must be at least 4, as there are so many, got 3"):
+        prepare(replace(options, overrides=[*options.overrides, "algorithm.steps=8"], trials=3))
+
+
+def test_optuna_learns_of_trials_of_earlier_starts(config: str) -> None:
+    pytest.importorskip("optuna", reason="the extra `sweep`")
+    options = Options(config, ["run.seed=randint(30,90)", "algorithm.steps=8"], METRIC, trials=3, search="optuna")
+    for trials in (3, 6):
+        plan = prepare(replace(options, trials=trials, early_stop="none"))
+        make_directory(plan, config)
+        swept(plan)
+    seeds = [int(trial.point[SEED]) for trial in plan.record.trials]
+    assert seeds[3:] != seeds[:3], "the second start does not draw what the first has drawn"
+    assert all(30 <= seed < 90 for seed in seeds)
+
+
+def test_optuna_that_is_not_installed_is_one_line(config: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(UserError) as caught:
+        prepare(Options(config, ["run.seed=randint(1,9)"], METRIC, trials=3, search="optuna"))
+    assert caught.value.problems == (
+        "--search: needs the package optuna (pip install 'tandem-rlhf[sweep]') for optuna, got it without",
+    )
+
+
+def test_rows_are_read_on_and_anew_where_the_file_was_cut(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    found = MetricRows(path, METRIC)
+    assert found.update() == []
+    path.write_text('{"step": 0, "eval/reward/mean": 0.1}\n{"step": 1}\nno json\n[1]\n{"step": 2, "eval/rew')
+    assert found.update() == [0]
+    with path.open("a") as file:
+        file.write('ard/mean": null}\n{"step": 3, "eval/reward/mean": 0.4}\n{"step": 4, "eval/reward/mean": true}\n')
+    assert found.update() == [2, 3, 4]
+    assert found.step == 4
+    assert found.best(least=False) == (3, 0.4)
+    assert found.best(least=True) == (0, 0.1)
+    assert found.last() is None, "the last row has no number"
+    partial = tmp_path / "partial"
+    partial.write_text('{"step": 0, "eval/reward/mean": 0.1}\n{"step": 1, "eval/reward/mean": 0.2}\n')
+    partial.rename(path)
+    assert found.update() == [0, 1]
+    assert (found.step, found.last()) == (1, (1, 0.2))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{}", "[]", '{"trials": [{"number": 1}]}', '{"trials": 3}', "[" * 10_000, '{"trials": [{"state": NaN}]}'],
+)
+def test_a_damaged_sweep_is_one_line(tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "sweep.json").write_text(text)
+    assert main(["sweep", "--table", str(tmp_path)]) == 2
+    assert (
+        capsys.readouterr().err
+        == f"error: {tmp_path}/sweep.json: must be as a sweep has written it, got another text\n"
+    )
+
+
+def test_a_table_of_no_sweep_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sweep", "--table", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith("error: --table: must be the directory of a sweep, with sweep.json, got")
+
+
+def test_the_table_shows_short_names_and_who_is_best(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    varied = {"policy.optimizer.lr": "loguniform(1e-6,1e-4)", "critic.optimizer.lr": "1e-4,1e-3", "a.b": "1,2"}
+    record = Record("c.yaml", [], varied, "eval/loss", "min", "random", 0, 4)
+    point = {"policy.optimizer.lr": "3.1622776601683795e-05", "critic.optimizer.lr": "1e-4", "a.b": "[red]"}
+    record.trials = [
+        SweepTrial(1, point, [], "finished", 0.5, 100, 100),
+        SweepTrial(2, point, [], "failed", cause="error: x"),
+        SweepTrial(3, point, [], "running", 0.25, 50, 60),
+    ]
+    record.write(tmp_path)
+    assert main(["sweep", "--table", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == [
+        "trial",
+        "policy.optimizer.lr",
+        "critic.optimizer.lr",
+        "b",
+        "eval/loss",
+        "step",
+        "state",
+    ]
+    assert [line.split() for line in lines[2:5]] == [
+        ["3", "3.162e-05", "1e-4", "[red]", "0.25", "50", "interrupted"],
+        ["1", "3.162e-05", "1e-4", "[red]", "0.5", "100", "finished"],
+        ["2", "3.162e-05", "1e-4", "[red]", "0", "failed:", "error:", "x"],
+    ]
+    assert lines[5] == f"{tmp_path}: 2 of 4 trials have ended, 1 failed; the same command goes on"
+    assert lines[6].startswith(f"best: {tmp_path}/trial-3, eval/loss 0.25, with policy.optimizer.lr=3.16")
+
+
+def test_the_cause_is_that_of_the_last_start(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_text("error: old\n")
+    begins = log.stat().st_size
+    with log.open("a") as file:
+        file.write("warning: x\n")
+    assert failure_of(log, 3, begins) == "ended with exit code 3"
+    assert failure_of(log, -9, begins) == "killed by signal 9"
+    with log.open("a") as file:
+        file.write("run failed: policy[0]: died\nfull log: x\n")
+    assert failure_of(log, 1, begins) == "run failed: policy[0]: died"
+
+
+def test_a_trial_is_run_by_this_very_tandem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Elsewhere, nothing of the working directory is imported by mistake."""
+    monkeypatch.chdir(ROOT)
+    assert run_command(Path("c.yaml"), ["a=1"]) == [sys.executable, "-m", "launch", "run", "c.yaml", "a=1"]
+    monkeypatch.chdir(tmp_path)
+    assert "-P" in run_command(Path("c.yaml"), [])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["c.yaml", "a=1,2"], "--metric: required without --table, got nothing (see tandem sweep --help)"),
+        (["--metric", "x"], "CONFIG: required without --table, got nothing (see tandem sweep --help)"),
+        (["c.yaml", "--table", "x"], "--table: must stand alone, without CONFIG and options, got c.yaml"),
+        (
+            ["c.yaml", "--metric", "x", "--reduction", "1"],
+            "--reduction: must be a whole number from 2, got 1 (see tandem",
+        ),
+    ],
+)
+def test_options_that_do_not_go_together(arguments: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sweep", *arguments]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {line}")
+
+
+def test_a_sweep_writes_strict_json(tmp_path: Path) -> None:
+    record = Record("c.yaml", ["a=ä"], {"x": "1,2"}, METRIC, "max", "grid", 0, 2, [SweepTrial(1, {"x": "1"}, [])])
+    record.write(tmp_path)
+    assert json.loads((tmp_path / "sweep.json").read_text(encoding="utf-8"))["fixed"] == ["a=ä"]
+    assert read_record(tmp_path) == record
+
+
+def test_a_job_is_a_run_and_no_sweep(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["submit", "sweep", "c.yaml", "a=1,2"]) == 2
+    line = "error: CONFIG: must be that of a run, as `tandem sweep` itself starts those of a sweep, got sweep\n"
+    assert capsys.readouterr().err == line
