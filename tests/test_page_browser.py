@@ -119,6 +119,11 @@ def test_curves_are_searched_smoothed_zoomed_and_read_as_a_table(reader: Reader)
     chart = page.get_by_role("img", name=re.compile("time.rollout from"))
     box = page.locator("figure .u-over").first.bounding_box()
     assert box is not None
+    for place in range(80):
+        page.mouse.move(box["x"] + box["width"] * (0.4 + place / 160), box["y"] + 50)
+        if page.locator(".tip").first.is_visible():
+            break
+    expect(page.locator(".tip").first).to_contain_text(re.compile(r"^step \d+: "))
     page.mouse.move(box["x"] + 0.5 * box["width"], box["y"] + 50)
     page.mouse.down()
     page.mouse.move(box["x"] + 0.8 * box["width"], box["y"] + 60, steps=3)
