@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from actors.config import Config, refuse_unused
+from actors.config import Config, Unused, refuse_unused
 from actors.config_numbers import Batch, Epochs, Factor, PositiveFactor, Steps
 from algorithms.config_stop import StopWhen
 
@@ -181,13 +181,12 @@ class DPOConfig(OfflineConfig):
         # In a weighted sum, one loss that reads it is enough.
         if self.label_smoothing and not set(names) & set(PER_SAMPLE_SMOOTHED):
             verb = "does" if len(names) == 1 else "do"
-            raise ValueError(
-                f"label_smoothing must be 0 for {', '.join(names)}, which {verb} not read it, "
-                f"got {self.label_smoothing:g}"
-            )
+            rule = f"label_smoothing must be 0 for {', '.join(names)}, which {verb} not read it"
+            raise Unused(f"{rule}, got {self.label_smoothing:g}", "label_smoothing", 0.0)
         if not self.needs_reference and self.reference == "precomputed":
             verb = "has" if len(names) == 1 else "have"
-            raise ValueError(f"reference must be left out for {', '.join(names)}, which {verb} none, got precomputed")
+            rule = f"reference must be left out for {', '.join(names)}, which {verb} none"
+            raise Unused(f"{rule}, got precomputed", "reference", "live")
         if self.unpaired and self.reference == "precomputed":
             raise ValueError(
                 "reference must be live for kto, which also reads responses to other prompts, got precomputed"

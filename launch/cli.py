@@ -330,7 +330,7 @@ VERBS = {
         model_verbs.on_watch,
     ),
     "report": Verb(
-        "writes the page of runs as one HTML file without a server; --json: what has become of a run, for programs",
+        "writes the page of runs, with their data, as one HTML file that needs no server and no network; or --json",
         "tandem report outputs/first --output first.html",
         takes.report_arguments,
         model_verbs.on_report,

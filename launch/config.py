@@ -5,8 +5,7 @@ Every mistake is reported as one line: field, rule, value and, for a wrong name,
 
 import os
 import re
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -236,9 +235,6 @@ class UnusedError(UserError):
     def __init__(self, *problems: str, defaults: Mapping[str, object]) -> None:
         super().__init__(*problems)
         self.defaults = defaults
-
-    def __reduce__(self) -> tuple[Callable[[], "UnusedError"], tuple[()]]:
-        return partial(UnusedError, *self.problems, defaults=self.defaults), ()
 
 
 class RunConfig(Config):

@@ -65,8 +65,8 @@ def tandem() -> Iterator[Tandem]:
 MISTAKES = {
     "unknown verb": (
         ["chek", "job.yaml"],
-        "verb: must be one of init, run, sweep, check, data, chat, export, curves, metrics, watch, report, mine, search, "
-        "submit, status, logs, stop, list, k8s, completion, help (did you mean check?), got chek",
+        "verb: must be one of init, run, sweep, check, data, chat, export, curves, metrics, watch, report, mine, "
+        "search, submit, status, logs, stop, list, k8s, completion, help (did you mean check?), got chek",
     ),
     "unknown option": (
         ["check", "job.yaml", "--jso"],

@@ -1,6 +1,5 @@
 """A sweep's loop: what is tried, stopped, told, gone on with; trials are programs that write metrics as a run does."""
 
-import json
 import os
 import signal
 import subprocess
@@ -17,9 +16,8 @@ import pytest
 from actors.config import UserError
 from launch.cli import main
 from launch.sweep.prepare import Options, Plan, make_directory, prepare
-from launch.sweep.process import failure_of, run_command, start
-from launch.sweep.record import Record, SweepTrial, read_record
-from launch.sweep.rows import MetricRows
+from launch.sweep.process import run_command, start
+from launch.sweep.record import SweepTrial, read_record
 from launch.sweep.sweep import Sweep
 from tests.conftest import ROOT
 from tests.test_sweep_space import GRPO
@@ -109,6 +107,13 @@ def test_trials_run_stop_and_fail_each_for_itself(config: str, capsys: pytest.Ca
     assert "trial 4: step 2, eval/reward/mean is no number" in told
     assert "trial 3: failed (error: data.train: must be there, got 9)" in told
     assert f"full log: {plan.directory}/logs/trial-3.txt" in told
+
+
+def test_a_trial_counts_as_the_model_that_it_exports(config: str) -> None:
+    """The best one where that is kept by the sweep's metric, else the last."""
+    plan = planned(config, f"{SEED}=40,41", f"algorithm.best_by={METRIC}", mode="min", early_stop="none")
+    assert swept(plan) == {"40": ("finished", 0.4), "41": ("finished", 0.41)}
+    assert [trial.step for trial in plan.record.trials] == [1, 1]
 
 
 def test_what_has_ended_is_not_run_again(config: str) -> None:
@@ -202,6 +207,7 @@ def test_a_sweep_that_is_killed_and_interrupted_goes_on(config: str, capsys: pyt
     text, _ = ended.communicate(timeout=60)
     assert ended.returncode == 0
     assert "trial 1 of 2, from step 2: run.seed=20" in text
+    assert "trial 1: step 2," not in text, "what was told is not told again"
     assert [rows(1), rows(2)] == [8, 8], "steps that are done are not done again"
     assert "best: outputs/words-sweep/trial-2, eval/reward/mean 1.68, with run.seed=21" in text
     assert main(["sweep", "--table", "outputs/words-sweep"]) == 0
@@ -289,87 +295,6 @@ def test_optuna_that_is_not_installed_is_one_line(config: str, monkeypatch: pyte
     )
 
 
-def test_rows_are_read_on_and_anew_where_the_file_was_cut(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    found = MetricRows(path, METRIC)
-    assert found.update() == []
-    path.write_text('{"step": 0, "eval/reward/mean": 0.1}\n{"step": 1}\nno json\n[1]\n{"step": 2, "eval/rew')
-    assert found.update() == [0]
-    with path.open("a") as file:
-        file.write('ard/mean": null}\n{"step": 3, "eval/reward/mean": 0.4}\n{"step": 4, "eval/reward/mean": true}\n')
-    assert found.update() == [2, 3, 4]
-    assert found.step == 4
-    assert found.best(least=False) == (3, 0.4)
-    assert found.best(least=True) == (0, 0.1)
-    assert found.last() is None, "the last row has no number"
-    partial = tmp_path / "partial"
-    partial.write_text('{"step": 0, "eval/reward/mean": 0.1}\n{"step": 1, "eval/reward/mean": 0.2}\n')
-    partial.rename(path)
-    assert found.update() == [0, 1]
-    assert (found.step, found.last()) == (1, (1, 0.2))
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["", "{}", "[]", '{"trials": [{"number": 1}]}', '{"trials": 3}', "[" * 10_000, '{"trials": [{"state": NaN}]}'],
-)
-def test_a_damaged_sweep_is_one_line(tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "sweep.json").write_text(text)
-    assert main(["sweep", "--table", str(tmp_path)]) == 2
-    assert (
-        capsys.readouterr().err
-        == f"error: {tmp_path}/sweep.json: must be as a sweep has written it, got another text\n"
-    )
-
-
-def test_a_table_of_no_sweep_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["sweep", "--table", str(tmp_path)]) == 2
-    assert capsys.readouterr().err.startswith("error: --table: must be the directory of a sweep, with sweep.json, got")
-
-
-def test_the_table_shows_short_names_and_who_is_best(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    varied = {"policy.optimizer.lr": "loguniform(1e-6,1e-4)", "critic.optimizer.lr": "1e-4,1e-3", "a.b": "1,2"}
-    record = Record("c.yaml", [], varied, "eval/loss", "min", "random", 0, 4)
-    point = {"policy.optimizer.lr": "3.1622776601683795e-05", "critic.optimizer.lr": "1e-4", "a.b": "[red]"}
-    record.trials = [
-        SweepTrial(1, point, [], "finished", 0.5, 100, 100),
-        SweepTrial(2, point, [], "failed", cause="error: x"),
-        SweepTrial(3, point, [], "running", 0.25, 50, 60),
-    ]
-    record.write(tmp_path)
-    assert main(["sweep", "--table", str(tmp_path)]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == [
-        "trial",
-        "policy.optimizer.lr",
-        "critic.optimizer.lr",
-        "b",
-        "eval/loss",
-        "step",
-        "state",
-    ]
-    assert [line.split() for line in lines[2:5]] == [
-        ["3", "3.162e-05", "1e-4", "[red]", "0.25", "50", "interrupted"],
-        ["1", "3.162e-05", "1e-4", "[red]", "0.5", "100", "finished"],
-        ["2", "3.162e-05", "1e-4", "[red]", "0", "failed:", "error:", "x"],
-    ]
-    assert lines[5] == f"{tmp_path}: 2 of 4 trials have ended, 1 failed; the same command goes on"
-    assert lines[6].startswith(f"best: {tmp_path}/trial-3, eval/loss 0.25, with policy.optimizer.lr=3.16")
-
-
-def test_the_cause_is_that_of_the_last_start(tmp_path: Path) -> None:
-    log = tmp_path / "log"
-    log.write_text("error: old\n")
-    begins = log.stat().st_size
-    with log.open("a") as file:
-        file.write("warning: x\n")
-    assert failure_of(log, 3, begins) == "ended with exit code 3"
-    assert failure_of(log, -9, begins) == "killed by signal 9"
-    with log.open("a") as file:
-        file.write("run failed: policy[0]: died\nfull log: x\n")
-    assert failure_of(log, 1, begins) == "run failed: policy[0]: died"
-
-
 def test_a_trial_is_run_by_this_very_tandem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Elsewhere, nothing of the working directory is imported by mistake."""
     monkeypatch.chdir(ROOT)
@@ -393,13 +318,6 @@ def test_a_trial_is_run_by_this_very_tandem(tmp_path: Path, monkeypatch: pytest.
 def test_options_that_do_not_go_together(arguments: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sweep", *arguments]) == 2
     assert capsys.readouterr().err.startswith(f"error: {line}")
-
-
-def test_a_sweep_writes_strict_json(tmp_path: Path) -> None:
-    record = Record("c.yaml", ["a=ä"], {"x": "1,2"}, METRIC, "max", "grid", 0, 2, [SweepTrial(1, {"x": "1"}, [])])
-    record.write(tmp_path)
-    assert json.loads((tmp_path / "sweep.json").read_text(encoding="utf-8"))["fixed"] == ["a=ä"]
-    assert read_record(tmp_path) == record
 
 
 def test_a_job_is_a_run_and_no_sweep(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,7 @@
 """A sweep on the real stack: it finds the better learning rate, and goes on where it was killed.
 
-SWEEP=6 pytest -s tests/test_sweep_run.py    # of six trials, each with a Ray of its own, and prints their table
+Takes a minute or more, and runs where SWEEP says of how many trials; `make sweep` has six, each with a Ray of its own,
+and prints their table. What a sweep does with its trials is tested with smaller programs in test_sweep.py.
 """
 
 import json
@@ -10,10 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.conftest import LETTERS, Job
 
 Tandem = Callable[..., Job]
-FULL = int(os.environ.get("SWEEP", "2"))
+FULL = int(os.environ.get("SWEEP", "0"))
+pytestmark = pytest.mark.skipif(not FULL, reason="takes a minute: make sweep asks for it")
 RATES = ["1e-5", "3e-3", "1e-4", "3e-4", "1e-3", "1e-1"][: max(2, FULL)]
 METRIC, STEPS = "eval/sequence_probability", 60 if FULL > 2 else 20
 

@@ -3,6 +3,9 @@
 import argparse
 import json
 import math
+import os
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -10,11 +13,13 @@ import pytest
 
 from actors.config import UserError
 from launch.cli import VERBS
+from launch.config import UnusedError, validate
 from launch.sweep.prepare import Options, prepare
 from launch.sweep.settled import settle, survey
 from launch.sweep.space import Listed, Range, read_space, split
 from launch.sweep.tuned import EarlyStop, points
 from tests.test_docs import BY_HAND, ROOT, words_of_commands
+from tests.test_rules import settings
 
 LR = "policy.optimizer.lr"
 GRPO = """
@@ -195,6 +200,25 @@ def test_a_setting_without_effect_anywhere_is_refused(config: str, overrides: li
     )
 
 
+@pytest.mark.parametrize(
+    ("job", "given", "defaults"),
+    [
+        ("grpo", "critic={}", {"critic": None}),
+        ("dpo", "algorithm.loss=hinge; algorithm.label_smoothing=0.1", {"algorithm.label_smoothing": 0.0}),
+        ("dpo", "algorithm.loss=simpo; algorithm.reference=precomputed", {"algorithm.reference": "live"}),
+        ("grpo", "algorithm.aggregation_constant=9", {"algorithm.aggregation_constant": None}),
+        ("grpo", "rollout.tail_share=0.3", {"rollout.tail_share": 0.25}),
+    ],
+)
+def test_what_has_no_effect_is_known_with_its_default(job: str, given: str, defaults: dict[str, object]) -> None:
+    with pytest.raises(UnusedError) as caught:
+        validate(settings(job, given))
+    assert caught.value.defaults == defaults
+    with pytest.raises(UserError) as wrong:
+        validate(settings(job, f"{given}; run.seed=-1"))
+    assert not isinstance(wrong.value, UnusedError)
+
+
 def test_what_is_not_a_matter_of_effect_is_refused(config: str) -> None:
     with pytest.raises(UserError, match="kl_estimator must be k2 or k3 with kl_in loss"):
         survey(config, ["algorithm.kl_estimator=k1"], [{"algorithm.kl_coef": "0.1"}])
@@ -278,3 +302,28 @@ def test_sweeps_of_the_docs_are_valid(monkeypatch: pytest.MonkeyPatch) -> None:
         given = vars(parser.parse_intermixed_args(rest))
         assert given.pop("table") is None
         prepare(Options(**given))
+
+
+WATCHED = """
+import sys
+seen = []
+def hook(event, given):
+    writes = event == "open" and isinstance(given[1], str) and set(given[1]) & set("wax+")
+    if writes or event in ("socket.connect", "subprocess.Popen", "os.mkdir", "os.rename"):
+        seen.append((event, str(given)))
+sys.addaudithook(hook)
+from launch.telemetry import switch_off
+switch_off()  # as the command line does
+from launch.sweep.space import read_space
+from launch.sweep.tuned import EarlyStop, points
+points(read_space(["a.b=uniform(0,1)", "c=1,2"]), 4, 0)
+early = EarlyStop("m", "max", grace=1, reduction=3, steps=9)
+assert early.goes_on(1, 1, 1.0) and not early.goes_on(2, 1, 0.5)
+print(seen)
+"""
+
+
+def test_tune_writes_nothing_and_calls_nobody(tmp_path: Path) -> None:
+    env = os.environ | {"HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-B", "-c", WATCHED], text=True, capture_output=True, env=env, cwd=tmp_path)
+    assert (done.stdout, list(tmp_path.iterdir())) == ("[]\n", []), done.stderr

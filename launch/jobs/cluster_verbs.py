@@ -16,9 +16,7 @@ if TYPE_CHECKING:
 def on_submit(arguments: argparse.Namespace) -> int:
     """Start a job; with --wait, end as it does. Raises UserError, UsageError."""
     if arguments.config == "sweep":
-        raise UsageError(
-            "CONFIG: must be that of a run, as only `tandem sweep` itself starts the runs of one, got sweep"
-        )
+        raise UsageError("CONFIG: must be that of a run, as `tandem sweep` itself starts those of a sweep, got sweep")
     _check_place(arguments, "id")  # before the configuration is read, which takes longer
     from launch.config import load
     from launch.run.restarts import restarts_of

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol, TypeVar
 
-from actors.config import Config, GroupConfig
+from actors.config import Config, GroupConfig, Unused
 from actors.config_rollout import RolloutConfig
 from algorithms.config_offline import OfflineConfig
 from algorithms.config_rl import RLConfig
@@ -134,7 +134,7 @@ class JobKind(ABC):
         """A critic, where there is to be one."""
         if self.config.critic is not None:
             name = self.config.algorithm.name
-            raise ValueError(f"critic must be left out for {name}, which learns no values, got one")
+            raise Unused(f"critic must be left out for {name}, which learns no values, got one", "critic", None)
 
     def check_reference(self) -> None:
         """The frozen reference."""

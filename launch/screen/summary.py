@@ -197,9 +197,10 @@ def _next(config: RunConfig, *, finished: bool, drawn: bool) -> Iterable[str]:
         saved = (config.directory / "checkpoints" / "latest").is_file()
         goes_on = f"goes on from {_checkpoint(config)}" if saved else "starts again, as there is no checkpoint yet"
         yield f"tandem run {shlex.quote(str(config.directory / 'config.json'))}{resumes if saved else ''}  # {goes_on}"
-        return
-    yield job_kind(config).next_command(run, config.directory / "export")
-    yield f"tandem export {run} --output DIRECTORY  # copy the model"
+    else:
+        yield job_kind(config).next_command(run, config.directory / "export")
+        yield f"tandem export {run} --output DIRECTORY  # copy the model"
+    yield f"tandem watch {run}  # curves, completions and faults in a browser"
 
 
 def _to_look_at(run: str, config: RunConfig, *, drawn: bool) -> Iterable[str]:

@@ -170,7 +170,7 @@ def report_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", metavar="RUN", nargs="+", help="run directory, such as outputs/demo")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--output", metavar="FILE", default="report.html", help="write it there (default: report.html)")
-    form.add_argument("--json", action="store_true", help="print one JSON object about a run instead")
+    form.add_argument("--json", action="store_true", help="of one run: print one JSON object for programs instead")
 
 
 def mine_arguments(parser: argparse.ArgumentParser) -> None:

@@ -114,11 +114,13 @@ def on_watch(arguments: argparse.Namespace) -> int:
 
 
 def on_report(arguments: argparse.Namespace) -> int:
-    """Write a report of runs, or say what has become of one. Raises UserError."""
-    if arguments.json:
-        from launch.verbs.report import print_summary
+    """Write a report of runs, or say what has become of one. Raises UserError, UsageError."""
+    if not arguments.json:
+        from launch.page.report_file import write_report
 
-        return print_summary(arguments.runs)
-    from launch.page.report_file import write_report
+        return write_report(arguments.runs, arguments.output)
+    if len(arguments.runs) > 1:
+        raise UsageError(f"--json: tells of one run, got {len(arguments.runs)}")
+    from launch.verbs.report import print_summary
 
-    return write_report(arguments.runs, arguments.output)
+    return print_summary(arguments.runs[0])

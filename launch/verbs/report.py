@@ -1,19 +1,14 @@
-"""The verb `report --json`: what has become of a run, for programs as one JSON object."""
+"""The verb `report`: what has become of a run, for programs as one JSON object."""
 
 import json
 import math
-from collections.abc import Sequence
 
-from actors.config import UserError
 from launch.verbs.run_summary import run_summary
 
 
-def print_summary(runs: Sequence[str]) -> int:
-    """Print the summary of a run, finished or not; NaN and infinity are null. Raises UserError where there is none, or
-    several are given."""
-    if len(runs) > 1:
-        raise UserError(f"RUN: must be one with --json, got {len(runs)}")
-    print(json.dumps(_finite(run_summary(runs[0])), ensure_ascii=False, allow_nan=False, indent=2))
+def print_summary(run: str) -> int:
+    """Print the summary of a run, finished or not; NaN and infinity are null. Raises UserError where there is none."""
+    print(json.dumps(_finite(run_summary(run)), ensure_ascii=False, allow_nan=False, indent=2))
     return 0
 
 
