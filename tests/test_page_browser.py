@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from launch.page.report_file import write_report
+from tests.page_questions import CONTRASTS, MATHS, UNNAMED
 from tests.page_runs import Watch, add_faults, add_steps, say_now, write_run
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (pip install playwright)")
@@ -32,24 +33,6 @@ with open(sys.argv[1], "a"):  # as a driver holds it
     print("ready", flush=True)
     time.sleep(60)
 """
-UNNAMED = """() => [...document.querySelectorAll("a, button, input, select, summary, [role=img], [tabindex='0']")]
-    .filter((element) => element.offsetParent && !element.matches("details:not([open]) :not(summary)"))
-    .filter((element) => !(element.getAttribute("aria-label") || element.textContent.trim()
-        || [...element.labels ?? []].some((label) => label.textContent.trim())))
-    .map((element) => element.outerHTML.slice(0, 200))"""
-CONTRASTS = """() => {
-    const parts = (colour) => colour.match(/[0-9.]+/g).map(Number);
-    const light = (colour) => parts(colour).slice(0, 3).map((value) => value / 255)
-        .map((value) => value <= 0.03928 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4)
-        .reduce((sum, value, place) => sum + value * [0.2126, 0.7152, 0.0722][place], 0);
-    const ground = light(getComputedStyle(document.body).backgroundColor);
-    return ["body", ".quiet", "main a", ".badge", ".bad, .good", ".axis"].map((name) => {
-        const found = document.querySelector(name) ?? document.body.appendChild(Object.assign(
-            document.createElement("i"), {className: name.slice(1).split(",")[0]}));
-        const [low, high] = [ground, light(getComputedStyle(found).color)].sort((one, other) => one - other);
-        return [name, (high + 0.05) / (low + 0.05)];
-    });
-}"""
 
 
 class Reader:
@@ -136,6 +119,11 @@ def test_curves_are_searched_smoothed_zoomed_and_read_as_a_table(reader: Reader)
     chart = page.get_by_role("img", name=re.compile("time.rollout from"))
     box = page.locator("figure .u-over").first.bounding_box()
     assert box is not None
+    for place in range(80):
+        page.mouse.move(box["x"] + box["width"] * (0.4 + place / 160), box["y"] + 50)
+        if page.locator(".tip").first.is_visible():
+            break
+    expect(page.locator(".tip").first).to_contain_text(re.compile(r"^step \d+: "))
     page.mouse.move(box["x"] + 0.5 * box["width"], box["y"] + 50)
     page.mouse.down()
     page.mouse.move(box["x"] + 0.8 * box["width"], box["y"] + 60, steps=3)
@@ -333,6 +321,17 @@ def test_every_view_is_named_legible_and_no_wider_than_a_telephone(reader: Reade
         expect(page.get_by_role("button", name=f"Theme: {chosen}")).to_be_visible()
         assert page.evaluate("getComputedStyle(document.body).backgroundColor") == ground
     page.set_viewport_size({"width": 1280, "height": 800})
+
+
+def test_what_is_computed_for_the_page_is_right(reader: Reader) -> None:
+    assert reader.open().evaluate(MATHS) == {
+        "long": ["gone", "new"],
+        "kept": ["same one ", "gone two ", "new 2 ", "same three"],
+        "smooth": [2000, 2000, 2000, 3600],
+        "thin": {"steps": [1, 3, 5], "values": [5, 7, 9]},
+        "bars": [13, 101],
+        "each": True,
+    }
 
 
 def test_it_says_so_when_the_run_or_the_server_is_gone(reader: Reader, watch: Watch) -> None:

@@ -49,7 +49,7 @@ export function runHead(context) {
     progress.textContent = `${run.step} of ${run.steps}`;
     fill(
       facts,
-      factsOf(run).map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value))),
+      factsOf(run, context.source.isLive).map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value))),
     );
     tiles.hidden = !run.tiles.length;
     fill(tiles, run.tiles.map(tileElement));
@@ -58,12 +58,12 @@ export function runHead(context) {
   return { element, show };
 }
 
-/** @param {any} run @returns {[string, string | Node][]} */
-function factsOf(run) {
+/** @param {any} run @param {boolean} isLive a report does not grow older @returns {[string, string | Node][]} */
+function factsOf(run, isLive) {
   const steps = run.steps ? `${number(run.step ?? 0)} of ${number(run.steps)}` : number(run.step);
   const facts = /** @type {[string, any][]} */ ([["step", steps]]);
   if (run.state === "running") {
-    const since = run.phase_since ? ` for ${duration(Math.max(0, Date.now() / 1000 - run.phase_since))}` : "";
+    const since = isLive && run.phase_since ? ` for ${duration(Math.max(0, Date.now() / 1000 - run.phase_since))}` : "";
     facts.push(
       ["phase", run.phase ? `${run.phase}${since}` : "–"],
       ["left", run.eta_s === null ? "–" : `about ${duration(run.eta_s)}`],

@@ -16,12 +16,19 @@ const LETTERS = /** @type {Record<string, string>} */ ({
   checkpoint: "",
 });
 
+/** Each movement of the pointer asks for them. @type {WeakMap<object, Mark[]>} */
+const made = new WeakMap();
+
 /** The marks of a run, with a line for each fault. @param {any} run @returns {Mark[]} */
 export function marksOf(run) {
+  const known = made.get(run);
+  if (known) return known;
   const faults = run.events
     .filter((/** @type {any} */ event) => Number.isFinite(event.step))
     .map((/** @type {any} */ event) => ({ step: event.step, kind: "fault", text: faultLine(event) }));
-  return [...run.marks, ...faults].sort((one, other) => one.step - other.step);
+  const marks = [...run.marks, ...faults].sort((one, other) => one.step - other.step);
+  made.set(run, marks);
+  return marks;
 }
 
 /** Example: rollout[1] died; noticed after 0.7 s; restarted; stood 21 s. @param {any} event */
