@@ -150,7 +150,8 @@ def test_the_last_screen_says_why_what_and_where(
     drawn = f"curves:  {tmp_path}/first/curves.png" in lines and (tmp_path / "first/curves.png").is_file()
     assert drawn == draws
     again = f"tandem run {tmp_path}/first/config.json  # starts again, as there is no checkpoint yet"
-    assert lines[-1 if code else -2][9:] == (again if code else f"tandem chat {tmp_path}/first  # talk to it")
+    assert lines[-2 if code else -3][9:] == (again if code else f"tandem chat {tmp_path}/first  # talk to it")
+    assert lines[-1][9:] == f"tandem watch {tmp_path}/first  # curves, completions and faults in a browser"
     assert err.startswith(said) and (said or not err)
 
 
