@@ -7,8 +7,6 @@ import json
 import os
 import socket
 import threading
-import time
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -210,49 +208,6 @@ def test_a_full_disk_ends_no_run_and_the_next_phase_writes_again(
     (run.directory / "gone").rename(run.directory / "logs")
     run.reporter.phase("evaluate")
     assert run.where() == (1, "evaluate")
-
-
-def test_where_an_attempt_began_is_where_it_goes_on_and_who_starts_it_again_is_told(tmp_path: Path) -> None:
-    run = Attempt(tmp_path, Clock())
-    run.begin(5)
-    run.step(10, save=True)
-    run.step(10)
-    run.kill(after_s=86_400)
-    run = Attempt(tmp_path, run.clock)
-    began = run.clock.now
-    run.begin(6)
-    run.step(10)
-
-    def told() -> dict[str, Any]:
-        return json.loads((run.directory / "logs/now.json").read_text())
-
-    assert (told()["began_step"], datetime.fromisoformat(told()["began_at"]).timestamp()) == (1, began)
-    assert "starter" not in told()
-    now = Now(run.directory, run.events, 2, starter=os.getppid())
-    assert (told()["starter"], told()["began_step"]) == (os.getppid(), 2)
-    now.rewind(1)
-    now.write()
-    assert told()["began_step"] == 1
-
-
-def test_it_is_written_anew_while_nothing_changes(tmp_path: Path) -> None:
-    run = Attempt(tmp_path, Clock())
-    path = run.directory / "logs/now.json"
-
-    def word(at: float) -> bool:
-        """Whether one comes that was written then."""
-        run.clock.now, until = at, time.monotonic() + 10
-        while (found := read_now(run.directory)) is None or found.at != at:
-            if time.monotonic() > until:
-                return False
-            time.sleep(0.002)
-        return True
-
-    with run.now.kept_fresh(0.005):
-        assert word(BEGAN + 100) and word(BEGAN + 200)
-    before = path.stat().st_ino
-    time.sleep(0.03)
-    assert path.stat().st_ino == before, "nothing is written once the run has ended"
 
 
 def test_a_reader_finds_it_whole(tmp_path: Path) -> None:
