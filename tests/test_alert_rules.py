@@ -167,7 +167,7 @@ def test_a_run_stands_still_after_ten_times_its_median_step(durations: list[floa
         assert found.finding(now) is None or duration >= 600
         found.step(now)
     steps = np.diff([0.0, *np.cumsum(durations)])
-    limit = max([600.0, *([10 * float(np.median(steps[-STEPS_KEPT:])), 2 * float(steps.max())] if durations else [])])
+    limit = max(600.0, 10 * float(np.median(steps[-STEPS_KEPT:])), 2 * float(steps.max())) if durations else 600.0
     if wait == pytest.approx(limit, rel=1e-6):
         return
     assert (found.finding(now + wait) is not None) == (wait > limit)

@@ -166,7 +166,9 @@ class Alerts:
 
     def _deliver_untried(self, attempt: int | None) -> None:
         """What an attempt that was killed, or could not wait, has told and not delivered; it is in the file."""
-        for delivery in self._deliveries if attempt is not None else ():
+        if attempt is None:
+            return
+        for delivery in self._deliveries:
             for row in read_untried(self._directory, delivery.name, attempt):
                 self._put(delivery, row)
 
