@@ -210,11 +210,15 @@ def test_an_end_of_which_no_driver_could_tell_is_alerted_to(
     started: Any, restarts: int, lines: list[str], code: int
 ) -> None:
     sent = alerting(started.directory)
+    rows = [{"at": "", "attempt": number, "step": 1, "rule": "x", "level": "warn", "text": "old"} for number in (0, 1)]
+    (started.directory / "alerts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     said = "link.say_attempt(Events(HERE).attempt) if number == 1 else None"
     assert started(f"number = loaded({restarts})", said, *lines).end() == code
-    assert [(alert["event"], alert["level"]) for alert in sent()] == [("noticed", "warn"), ("given up", "error")]
+    [undelivered, *alerts] = sent()
+    assert (undelivered["attempt"], undelivered["text"]) == (1, "old"), "of this command, and of no other"
+    assert [(alert["event"], alert["level"]) for alert in alerts] == [("noticed", "warn"), ("given up", "error")]
     why = "started again, it ended with 2 before it began" if restarts else "no fault is survived"
-    assert sent()[1]["text"].endswith(why)
+    assert alerts[1]["text"].endswith(why)
 
 
 def alerting(directory: Path) -> Callable[[], list[dict[str, Any]]]:
