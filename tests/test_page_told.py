@@ -1,5 +1,6 @@
 """What the page's server tells of a run: its starts, its remaining time and its settings; and how often it looks."""
 
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -205,6 +206,17 @@ def test_a_search_for_runs_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     write_grpo(tmp_path / "one")
     monkeypatch.setattr(files_module, "_LOOK_S", -1.0)
     assert find_runs(Below(tmp_path)) == {}
+
+
+def test_a_word_that_is_said_in_any_case_is_no_change(tmp_path: Path) -> None:
+    run, stamp = write_grpo(tmp_path / "one"), 1_700_000_000
+    for name in ("config.json", "metrics.jsonl"):
+        os.utime(run / name, (stamp, stamp))
+    client = client_of(tmp_path)
+    write_now(run, at="2026-11-30T08:33:02+00:00", since="2026-11-30T08:00:00+00:00", host="another")
+    assert asked(client, "runs")["runs"][0]["updated"] == 1_796_025_600.0
+    write_now(run, at="2026-11-30T08:33:02+00:00", since="2026-11-30T08:00:00+00:00", ended="stopped", why="x")
+    assert asked(client, "runs")["runs"][0]["updated"] == 1_796_027_582.0
 
 
 def test_the_page_is_told_how_many_runs_fit_over_one(tmp_path: Path) -> None:

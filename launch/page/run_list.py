@@ -64,7 +64,9 @@ class RunList:
         state = state_of(self._below, directory, now, events or [])
         values, step = rows or ({}, None)
         stamps = [self._known.get(directory / each, (None, None))[0] for each in ("config.json", "metrics.jsonl")]
-        updated = max([stamp.mtime for stamp in stamps if stamp] + [now.at if now else 0.0])
+        # Not when it said its last word: that it does in any case.
+        told = 0.0 if now is None else now.at if now.ended else now.since
+        updated = max([stamp.mtime for stamp in stamps if stamp] + [told])
         described = config or {"name": directory.name, "job": "", "model": "", "steps": None}
         return {
             "id": name,

@@ -162,7 +162,7 @@ def watch_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--port", metavar="N", type=_port, help="listen there (default: 8400, or the next free one)")
     parser.add_argument(
-        "--token", metavar="T", type=_token, help="lets see and stop runs (default: $TANDEM_WATCH_TOKEN, or a random one)"
+        "--token", metavar="T", type=_token, help="lets see and stop runs (default: $TANDEM_WATCH_TOKEN, else random)"
     )
 
 
