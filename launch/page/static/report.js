@@ -6,7 +6,6 @@ const AROUND = 120;
 
 export class Report {
   isLive = false;
-  token = "";
 
   /** @param {{made: string, answers: Record<string, any>}} content */
   constructor({ made, answers }) {
