@@ -85,8 +85,8 @@ def served(directory: Path) -> Iterator[tuple[httpx.Client, psutil.Process, floa
     try:
         assert process.stdout is not None
         began = time.perf_counter()
-        address = process.stdout.readline().partition("#")[0]
-        with httpx.Client(base_url=address, timeout=120) as client:
+        address = process.stdout.readline().partition("?")[0]
+        with httpx.Client(base_url=address, headers={"X-Tandem-Token": TOKEN}, timeout=120) as client:
             yield client, psutil.Process(process.pid), time.perf_counter() - began
     finally:
         process.terminate()

@@ -20,9 +20,12 @@ CONFIG = {
 }
 
 
-def client_of(directory: Path, access: Access = LOOPBACK) -> TestClient:
-    """Asks as a browser on the server's machine does; a fault of the server's own is raised here."""
-    return TestClient(page_app(directory, access), base_url=f"http://127.0.0.1:{access.port}", follow_redirects=False)
+def client_of(directory: Path, access: Access = LOOPBACK, token: str = TOKEN) -> TestClient:
+    """Asks as a program on the server's machine does, with a token if it is not empty; a fault of the server's own is
+    raised here."""
+    client = TestClient(page_app(directory, access), base_url=f"http://127.0.0.1:{access.port}", follow_redirects=False)
+    client.headers |= {"X-Tandem-Token": token} if token else {}
+    return client
 
 
 def asked(client: TestClient, path: str, status: int = 200, /, **words: object) -> Any:

@@ -46,7 +46,7 @@ def pictures(directory: Path) -> None:
 def _picture(browser: Any, watch: Watch, size: tuple[int, int], scheme: str, view: str, pressed: str) -> bytes:
     viewport = {"width": size[0], "height": size[1]}
     page = browser.new_page(viewport=viewport, color_scheme=scheme, reduced_motion="reduce")
-    page.goto(f"{watch.address.partition('#')[0]}#{view}")
+    page.goto(f"{watch.address}#{view}")
     page.locator(".u-wrap, .sample, .fault").first.wait_for()
     if pressed:
         page.get_by_role("button", name=pressed).click()

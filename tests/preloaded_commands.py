@@ -34,7 +34,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
-from tests.preloaded import MARK, NO_MARK, show_mark
+from tests.preloaded import MARK, NO_MARK, draw_nothing, show_mark
 
 ROOT = Path(__file__).resolve().parent.parent
 _OF_EACH = (MARK, "PYTEST_CURRENT_TEST")
@@ -177,6 +177,8 @@ def _import(*, runs: bool) -> None:
     with _imported_by() as imported, quick_package_list():
         for name in (*_ALL, *_TOKENIZERS, *_RUNS * runs):
             importlib.import_module(name)
+        if runs:
+            draw_nothing()
     tokenizers = {name: module for name, module in sys.modules.items() if name.partition(".")[0] == "transformers"}
     others = {name: sys.modules[name] for name in _heavy(imported)}
     first = Hidden(tokenizers)

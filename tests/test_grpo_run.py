@@ -252,7 +252,6 @@ def test_killed_and_resumed_runs_give_the_same_numbers(
     assert _latest(second) == max(steps), "SIGTERM lets the step finish, and keeps it"
     assert f"stopped by SIGTERM after step {max(steps)} of 30" in second.text
     assert f"# goes on from step {max(steps)}\n" in second.text
-    assert (second.directory / "curves.png").is_file(), "also of a run that has not finished"
     assert sorted(steps) == list(range(max(steps) + 1)), "each step once, in order, none missing"
     assert _numbers(steps) == _numbers({step: whole[step] for step in steps})
     for name in ("samples.jsonl", "tokens.jsonl"):

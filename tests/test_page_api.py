@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from launch.page import answers as answers_module
 from launch.page import open_run
 from launch.page.samples import MOST_CHARACTERS, SHOWN_CHARACTERS
 from launch.tracking.events import Events, Fault
@@ -127,7 +128,7 @@ def test_metrics_are_those_that_are_asked_for(tmp_path: Path) -> None:
     write_grpo(tmp_path / "one", 50)
     client = client_of(tmp_path)
     found = asked(client, "metrics", id="one", names="reward/mean,nothing", after=48)
-    assert found == {"step": [49, 50], "values": {"reward/mean": [4.9, 5.0], "nothing": [None, None]}, "mark": "0.50"}
+    assert found == {"step": [49, 50], "values": {"reward/mean": [4.9, 5.0]}, "mark": "0.50"}, "what is there"
     assert set(asked(client, "metrics", id="one")["values"]) == {
         "reward/mean",
         "reward/max",
@@ -135,6 +136,21 @@ def test_metrics_are_those_that_are_asked_for(tmp_path: Path) -> None:
         "time/step",
     }
     assert len(asked(client, "metrics", id="one", most=10)["step"]) == 10
+    found = asked(client, "metrics", id="one", names="reward/mean,reward/mean", most=10, mean=1)
+    assert found["step"] == [3, 8, 13, 18, 23, 28, 33, 38, 43, 48] and list(found["values"]) == ["reward/mean"]
+    assert found["values"]["reward/mean"] == pytest.approx([step / 10 for step in found["step"]])
+
+
+def test_an_answer_has_no_more_values_than_a_page_can_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_grpo(tmp_path / "one", 50)
+    client = client_of(tmp_path)
+    monkeypatch.setattr(answers_module, "MOST_VALUES", 100)
+    names = ",".join(["reward/mean", "time/step", "reward/max", *map(str, range(3000))])
+    for words in ({}, {"mean": 1}):
+        line = asked(client, "metrics", 400, id="one", names=names, most=34, **words)["error"]
+        assert line == "most: must be at most 33 for 3 metrics, got 34"
+        found = asked(client, "metrics", id="one", names=names, most=33, **words)["values"]
+        assert set(found) == {"reward/mean", "time/step", "reward/max"}
 
 
 def test_groups_are_samples_of_one_prompt_side_by_side(tmp_path: Path) -> None:
@@ -166,7 +182,8 @@ def test_groups_are_samples_of_one_prompt_side_by_side(tmp_path: Path) -> None:
     assert indexes == [[0, 2], [1]] and [group["prompt"] for group in found["groups"]] == ["2+2", "1+1"]
     assert [group["row"] for group in found["groups"]] == [17, None]
     assert found["groups"][0]["samples"][0] == {
-        "index": 0, "completion": "4", "reward": 1.0, "rewards": {"right": 1.0}, "advantage": 0.5, "length": 3,
+        "index": 0, "group": 0, "sample": 1, "completion": "4", "reward": 1.0, "rewards": {"right": 1.0},
+        "advantage": 0.5, "length": 3,
         "status": "ok", "version": 2, "turns": None, "columns": {"answer": "4"}, "tokens": True,
     }  # fmt: skip
     third = found["groups"][0]["samples"][1]
@@ -185,6 +202,15 @@ def test_groups_of_rows_that_do_not_say_theirs_are_made_by_prompt(tmp_path: Path
     append(run / "samples.jsonl", [sample(1, "a", prompt="p"), sample(1, "b", prompt="q"), sample(1, "c", prompt="p")])
     found = asked(client_of(tmp_path), "groups", id="one", step=1)["groups"]
     assert [[each["completion"] for each in group["samples"]] for group in found] == [["a", "c"], ["b"]]
+    assert {(each["group"], each["sample"]) for group in found for each in group["samples"]} == {(None, None)}
+
+
+def test_columns_of_the_data_may_have_the_names_that_rows_of_evaluations_have(tmp_path: Path) -> None:
+    run = write_grpo(tmp_path / "one")
+    own = {"final_answer": "4", "solved": True}
+    append(run / "samples.jsonl", [sample(1, "a", **own, columns=3), sample(1, "b", **own, columns={"answer": "5"})])
+    [group] = asked(client_of(tmp_path), "groups", id="one", step=1)["groups"]
+    assert [each["columns"] for each in group["samples"]] == [own | {"columns": 3}, {"answer": "5"}]
 
 
 def test_long_and_hostile_completions_stay_what_they_are(tmp_path: Path) -> None:
@@ -209,6 +235,10 @@ def test_long_and_hostile_completions_stay_what_they_are(tmp_path: Path) -> None
         and len(third["columns"]["note"]) == SHOWN_CHARACTERS
     )
     assert "cut" not in first
+    append(run / "samples.jsonl", [sample(2, "a", prompt="p" * SHOWN_CHARACTERS + each) for each in ("", "p")])
+    groups = asked(client, "groups", id="one", step=2)["groups"]
+    assert [len(group["prompt"]) for group in groups] == [SHOWN_CHARACTERS] * 2
+    assert [group.get("prompt_cut", False) for group in groups] == [False, True]
     whole = asked(client, "sample", id="one", step=1, index=2)
     assert whole["completion"] == long and "cut" not in whole and whole["prompt"] == "<script>a"
     append(run / "samples.jsonl", [sample(1, "x" * (MOST_CHARACTERS + 1))])

@@ -55,7 +55,7 @@ class Reader:
         """Show a view, of the server or of another address; returns the page."""
         where = "".join(f"&{name}={value}" for name, value in words.items())
         self.page.goto("about:blank")
-        self.page.goto(address or self.watch.address + where)
+        self.page.goto(address or f"{self.watch.address}#{where}")
         self.page.locator("h1").wait_for()
         return self.page
 

@@ -26,6 +26,7 @@ from launch.page.server import listening, page_server
 from tests.page_client import append, metrics, write_grpo, write_now
 
 TOKEN = "token-of-a-test"
+WITH = {"X-Tandem-Token": TOKEN}
 
 
 @contextmanager
@@ -48,7 +49,7 @@ class Events:
     """The events of one connection."""
 
     def __init__(self, opened: ExitStack, url: str, **headers: str) -> None:
-        answer = opened.enter_context(httpx.stream("GET", url, headers=headers, timeout=10))
+        answer = opened.enter_context(httpx.stream("GET", url, headers=WITH | headers, timeout=10))
         assert (answer.status_code, answer.headers["content-type"]) == (200, "text/event-stream; charset=utf-8")
         self._lines = answer.iter_lines()
 
@@ -69,7 +70,7 @@ def test_steps_arrive_while_they_are_written(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(live_module, "_LOOK_S", 0.05)
     run = write_grpo(tmp_path / "one")
     with served(tmp_path) as address, ExitStack() as opened:
-        mark = httpx.get(f"{address}/api/metrics?id=one").json()["mark"]
+        mark = httpx.get(f"{address}/api/metrics?id=one", headers=WITH).json()["mark"]
         append(run / "metrics.jsonl", [metrics(4)])  # between the question and the connection
         events = Events(opened, f"{address}/api/live?id=one&mark={mark}")
         assert events.next("steps")[0]["step"] == [4]
@@ -96,7 +97,7 @@ def test_steps_arrive_while_they_are_written(tmp_path: Path, monkeypatch: pytest
         assert again.next("steps")[0]["values"]["reward/mean"] == [9.0]
         shutil.rmtree(run)
         assert again.next("gone")[0] == {"error": "id: must be a run below the directory, got one"}
-        assert httpx.get(f"{address}/api/live?id=one").status_code == 404
+        assert httpx.get(f"{address}/api/live?id=one", headers=WITH).status_code == 404
 
 
 def test_a_server_that_ends_ends_its_connections_in_silence(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -151,10 +152,12 @@ def test_the_server_beside_a_run_ends_with_it(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setenv("TANDEM_ATTEMPT", "mark.0.")
     with Beside(tmp_path / "one") as page:  # before there is such a directory
         page.start()
-        address = page.address.partition("#")[0]
-        assert httpx.get(f"{address}api/runs", timeout=30).json()["runs"] == []
+        reader = httpx.Client(base_url=page.address.partition("?")[0], follow_redirects=True, timeout=30)
+        assert reader.get(page.address).status_code == 200
+        assert reader.get("api/runs").json()["runs"] == [], "by the cookie of the address"
         write_grpo(tmp_path / "one")
-        assert httpx.get(f"{address}api/runs").json()["runs"][0]["id"] == "."
+        assert reader.get("api/runs").json()["runs"][0]["id"] == "."
+        reader.close()
         process = page._process
         assert process is not None and process.poll() is None
         environment = Path(f"/proc/{process.pid}/environ").read_bytes()
@@ -178,8 +181,8 @@ def test_run_says_the_address_first_and_its_page_is_there(
 
     def run(config: Any, display: Any) -> int:
         [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("page: ")]
-        found["url"] = line.removeprefix("page: ").partition("#")[0]
-        found["answer"] = httpx.get(f"{found['url']}api/runs", timeout=30).json()
+        found["url"], _, token = line.removeprefix("page: ").partition("?token=")
+        found["answer"] = httpx.get(f"{found['url']}api/runs", headers={"X-Tandem-Token": token}, timeout=30).json()
         return 0
 
     monkeypatch.setattr("launch.run.run.run", run)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from launch.page import tail as tail_module
 from launch.page.files import Below, find_runs, run_of
-from launch.page.metric_table import MetricTable, thinned
+from launch.page.metric_table import MetricTable, averaged, thinned
 from launch.page.rows import encoded
 from launch.page.samples import search_samples
 from launch.page.step_lines import StepLines
@@ -154,6 +154,34 @@ def test_thinning_keeps_what_is_lowest_and_highest(values: list[float | None], m
         assert len(set(found["step"])) == len(found["step"])
         points = zip(found["step"], found["values"]["a"], strict=True)
         assert all(value is None or values[step] == value for step, value in points)
+
+
+@given(st.lists(st.one_of(st.none(), st.floats(-5, 5)), min_size=1, max_size=200), st.integers(1, 40))
+def test_means_are_those_of_stretches_of_equal_length(values: list[float | None], most: int) -> None:
+    column = np.array([math.nan if value is None else value for value in values])
+    table: Any = SimpleNamespace(
+        steps=np.arange(len(values)), column=lambda name: column if name == "a" else column * 2
+    )
+    found = averaged(table, ["a", "b"], 0, most)
+    size = -(-len(values) // most)
+    stretches = [values[start : start + size] for start in range(0, len(values), size)]
+    assert found["step"] == [size * place + (len(each) - 1) // 2 for place, each in enumerate(stretches)]
+    for mean, each in zip(found["values"]["a"], stretches, strict=True):
+        there = [value for value in each if value is not None]
+        assert mean == (pytest.approx(sum(there) / len(there)) if there else None)
+
+
+def test_a_phase_that_few_steps_have_takes_its_share_of_their_stretch(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [{"step": 0, "time/evaluate": 90.0, "eval/reward/mean": 0.1}]
+    rows += [{"step": step, "time/step": 3.0, "time/update": 1.0} for step in range(1, 20)]
+    rows[10] |= {"time/evaluate": 5.0, "eval/reward/mean": 0.5}
+    append(tmp_path / "metrics.jsonl", rows)
+    found = averaged(table_of(tmp_path), ["time/step", "time/evaluate", "time/update", "eval/reward/mean"], 0, 4)
+    assert found["step"] == [2, 7, 12, 17]
+    assert found["values"] == {
+        "time/step": [3.0] * 4, "time/evaluate": [0.0, 0.0, 1.0, 0.0], "time/update": [1.0] * 4,
+        "eval/reward/mean": [0.1, None, 0.5, None],
+    }  # fmt: skip
 
 
 def test_samples_are_found_by_step_also_where_lines_are_damaged(tmp_path: Path) -> None:

@@ -80,9 +80,15 @@ def test_curves_are_thinned_and_rounded(tmp_path: Path) -> None:
         run / "metrics.jsonl",
         (metrics(step) | {"x": 1 / 3, "y": 1e9 if step == 777 else -1e-9} for step in range(1, 4000)),
     )
-    found: Any = snapshot(tmp_path, ["long"], 0)[answer_key("metrics", id="long")]
+    write_grpo(tmp_path / "short")
+    answers = snapshot(tmp_path, ["long", "short"], 0)
+    found: Any = answers[answer_key("metrics", id="long")]
     assert len(found["step"]) <= POINTS and set(found["values"]["x"]) == {0.3333333, None}
     assert max(value for value in found["values"]["y"] if value is not None) == 1e9
+    means: Any = answers[answer_key("metrics", id="long", mean=1)]
+    assert len(means["step"]) <= POINTS and set(means["values"]["x"]) == {0.3333333}
+    assert sorted(means["values"]["y"])[-1] == pytest.approx(1e9 / 3)
+    assert answer_key("metrics", id="short", mean=1) not in answers, "there each step is a point"
 
 
 @given(st.integers(0, 60), st.integers(0, 70))

@@ -63,13 +63,16 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, float]]:
 
 def test_rows_are_the_chosen_responses_with_their_columns(asked: list[tuple[Any, float]]) -> None:
     """A prompt column that is the prompt's text is not repeated; one that differs, or is named as a field, is told."""
-    rows = {"answer": "7", "prompt": "ask 0", "status": "new"}, {"prompt": "another", "group": "b"}
+    rows = (
+        {"answer": "7", "prompt": "ask 0", "status": "new", "step": "a) add", "turns": 3},
+        {"prompt": "another", "group": "b"},
+    )
     groups = [group(0, 1.0, row=rows[0]), group(1, 0.4), group(2, 0.5, 0.0, row=rows[1])]
     advantages = {(0, 0): 0.1, (1, 0): 0.4, (2, 0): 0.3, (2, 1): 0.2}
     told = SampleReport(samples=3, groups=0).rows(groups, advantages, pytest.fail)
     assert sorted(asked) == [(["0:0"], 60), (["2:0", "2:1"], 60)]
     assert told.spread == [
-        _row((0, 0), 1.0, 0.1, 3) | {"answer": "7", "row.status": "new"},
+        _row((0, 0), 1.0, 0.1, 3) | {"answer": "7", "row.status": "new", "row.step": "a) add", "row.turns": 3},
         _row((2, 0), 0.5, 0.3, 3) | {"row.prompt": "another", "row.group": "b"},
         _row((2, 1), 0.0, 0.2, 4) | {"row.prompt": "another", "row.group": "b"},
     ]

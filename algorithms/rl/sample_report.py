@@ -148,6 +148,10 @@ def _ranked(group: ScoredGroup, number: int) -> list[Place]:
     return [(number, index) for index in sorted(range(len(rewards)), key=lambda index: (-rewards[index], index))]
 
 
+_ELSEWHERE = {"step", "turns", "turn_rewards"}
+"""Names of a row that the tracker adds, or that some rows have."""
+
+
 def _row(group: ScoredGroup, place: Place, rollout: Episode, advantage: float | None) -> Row:
     """A row of samples.jsonl, with the columns of the data row."""
     number, index = place
@@ -165,7 +169,8 @@ def _row(group: ScoredGroup, place: Place, rollout: Episode, advantage: float | 
         "status": rollout.status,
     } | _turns(group.infos[index])
     # A column with the name of one of these goes by another one.
-    return own | {f"row.{name}" if name in own else name: value for name, value in _columns(group).items()}
+    taken = own.keys() | _ELSEWHERE
+    return own | {f"row.{name}" if name in taken else name: value for name, value in _columns(group).items()}
 
 
 def _turns(info: RolloutInfo) -> Row:

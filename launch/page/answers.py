@@ -7,7 +7,7 @@ from launch.page.configs import differences, dotted_fields, job_title, model_of,
 from launch.page.files import Below, run_of
 from launch.page.logs import log_names, read_log
 from launch.page.marks import attempts, kept_checkpoints, marks, merged_faults
-from launch.page.metric_table import MetricTable, thinned
+from launch.page.metric_table import MetricTable, averaged, thinned
 from launch.page.open_run import OpenRun, OpenRuns
 from launch.page.panels import panels, tiles
 from launch.page.rows import text
@@ -18,9 +18,14 @@ from launch.page.state import RUNNING, can_stop, current, state_of
 from launch.tracking.curves import phases_of
 from launch.tracking.now import END
 
-MOST_POINTS = 2000
+MOST_POINTS, MOST_VALUES = 2000, 2_000_000
+"""Of a curve, where it is not said; of one answer."""
 _FOR_ETA = 20
 """Steps whose mean duration the remaining time is made of."""
+
+
+class TooMuchError(Exception):
+    """More is asked for than an answer may have: one line says how much that is."""
 
 
 class Answers:
@@ -93,14 +98,36 @@ class Answers:
             }
 
     def metrics(
-        self, name: str, names: list[str] | None = None, after: int | None = None, most: int = MOST_POINTS
+        self,
+        name: str,
+        names: list[str] | None = None,
+        after: int | None = None,
+        most: int = MOST_POINTS,
+        *,
+        mean: bool = False,
     ) -> dict[str, Any]:
-        """Values of metrics over steps: all of them, or those that are named, of steps behind one."""
+        """Values of metrics over steps: all of them, or those that are named and there, of steps behind one.
+
+        Args:
+            name: of the run.
+            names: of metrics; None: all.
+            after: a step.
+            most: points, of which there are fewer than steps in a long run.
+            mean: whether a point is a stretch's mean, and not its least or greatest value.
+
+        Raises:
+            TooMuchError: these are more values than one answer has.
+        """
         run = self.opened(name)
         with run.lock:
             table = run.table
+            known = dict.fromkeys(table.names)
+            wanted = [*known] if names is None else [each for each in dict.fromkeys(names) if each in known]
+            if len(wanted) * min(most, table.rows) > MOST_VALUES:
+                limit = MOST_VALUES // len(wanted)
+                raise TooMuchError(f"most: must be at most {limit} for {len(wanted)} metrics, got {most}")
             first = 0 if after is None else table.after(after)
-            return thinned(table, table.names if names is None else names, first, most) | {"mark": mark_of(table)}
+            return (averaged if mean else thinned)(table, wanted, first, most) | {"mark": mark_of(table)}
 
     def samples(self, name: str) -> dict[str, Any]:
         """Steps that have samples."""

@@ -12,7 +12,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from launch.page.answers import MOST_POINTS, Answers
+from launch.page.answers import MOST_POINTS, Answers, TooMuchError
 from launch.page.guard import Access, RequestGuard, refusal
 from launch.page.live import Ending, live
 from launch.page.rows import encoded
@@ -85,6 +85,7 @@ def _metrics(answers: Answers, query: Query) -> dict[str, Any]:
         None if names is None else names.split(","),
         query.optional_number("after"),
         query.optional_number("most", _MOST_ASKED) or MOST_POINTS,
+        mean=query.optional_number("mean", 1) == 1,
     )
 
 
@@ -136,6 +137,8 @@ def _said(ask: Callable[[], dict[str, Any]]) -> Response:
         return refusal(400, str(error))
     except FileNotFoundError as error:
         return refusal(404, str(error))
+    except TooMuchError as error:
+        return refusal(400, str(error))
     except StopError as error:
         return refusal(409, str(error))
 

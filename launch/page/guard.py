@@ -5,16 +5,18 @@ import ipaddress
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
-from http.cookies import CookieError, SimpleCookie
 from urllib.parse import parse_qs, quote
 
 from starlette.datastructures import Headers
+from starlette.requests import cookie_parser
 from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from launch.page.rows import encoded
 
-HEADER = "x-tandem-token"
+HEADER, CHANGES = "x-tandem-token", "x-tandem"
+"""What may hold the token; and what says which change is meant, as no other site's page can without being let."""
+_API = "/api/"
 _SECURITY: Mapping[str, str] = {
     "content-security-policy": "default-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'; object-src 'none'",
@@ -45,26 +47,19 @@ class Access:
 
     @property
     def address(self) -> str:
-        """What to open: with the token in its fragment, which no browser sends, or where every request needs it, in
-        the query of the first one."""
+        """What to open: the query of the first request has the token."""
         name = socket.gethostname() if self.host in ("0.0.0.0", "::") else self.host
         name = f"[{name}]" if ":" in name else name
-        return f"http://{name}:{self.port}/{'#' if self.is_loopback else '?'}token={quote(self.token)}"
+        return f"http://{name}:{self.port}/?token={quote(self.token)}"
 
     def is_served(self, host: str) -> bool:
         """Whether a Host header names this server: a page of another name that was made to lead here is refused.
 
-        Its port does not matter: behind a tunnel it is another one.
+        Its port does not matter: behind a tunnel it is another one. Beyond loopback any name will do, as that of a
+        proxy in front: the token alone decides.
         """
-        name = _without_port(host).lower()
-        names = {self.host.lower(), "localhost"}
-        if self.is_loopback:
-            return name in {*names, "127.0.0.1", "::1"}
-        try:
-            ipaddress.ip_address(name)
-        except ValueError:
-            return name in {*names, socket.gethostname().lower(), socket.getfqdn().lower()}
-        return True  # an address is no name that somebody could lead elsewhere
+        known = {self.host.lower(), "localhost", "127.0.0.1", "::1"}
+        return not self.is_loopback or _without_port(host).lower() in known
 
     def knows(self, token: str | None) -> bool:
         """Whether this is the token."""
@@ -74,8 +69,9 @@ class Access:
 class RequestGuard:
     """Lets through who may ask, and sets the headers of every answer.
 
-    On loopback only requests that change something need the token, in a header, which no other site can set; anywhere
-    else each one does, in that header, or in a cookie that `/?token=...` sets.
+    The page's own files are for everybody. All else needs the token: in a header, or in a cookie that `/?token=...`
+    sets. What changes something needs a header of its own beside it: a link or a form of another site would send the
+    cookie along.
     """
 
     def __init__(self, app: ASGIApp, access: Access) -> None:
@@ -101,27 +97,27 @@ class RequestGuard:
         headers, access = Headers(scope=scope), self._access
         if not access.is_served(headers.get("host", "")):
             return refusal(403, f"Host: must be a name of this server, got {headers.get('host', '')[:200] or 'none'}")
-        changes = scope["method"] not in ("GET", "HEAD")
-        if changes and not access.knows(headers.get(HEADER)):
-            return refusal(
-                403, "X-Tandem-Token: must be the token of the address that was printed, got another or none"
-            )
-        if access.is_loopback or access.knows(headers.get(HEADER)) or access.knows(self._of_cookie(headers)):
-            return None
+        reads = scope["method"] in ("GET", "HEAD")
+        if not scope["path"].startswith(_API):
+            return self._entered(scope) if reads and scope["path"] == "/" else None
+        if not (access.knows(headers.get(HEADER)) or access.knows(self._of_cookie(headers))):
+            return refusal(403, "token: must be that of the address that was printed, got another or none")
+        if not reads and headers.get(CHANGES) != "stop":
+            return refusal(403, "X-Tandem: must be stop, got something else or nothing")
+        return None
+
+    def _entered(self, scope: Scope) -> Response | None:
+        """To the page, with the token in a cookie and no longer in the address; None without the token."""
         given = parse_qs(scope["query_string"].decode("latin-1")).get("token", [None])[0]
-        if scope["path"] == "/" and access.knows(given):
-            # The fragment: the page sends it where a request changes something.
-            answer = RedirectResponse(f"/#token={quote(access.token)}", status_code=303)
-            answer.set_cookie(self._cookie, access.token, httponly=True, samesite="strict", path="/")
-            return answer
-        return refusal(403, "token: must be that of the address that was printed, got another or none")
+        if not self._access.knows(given):
+            return None
+        answer = RedirectResponse("/", status_code=303)
+        # Lax: a link in a mail or a chat opens the page.
+        answer.set_cookie(self._cookie, self._access.token, httponly=True, samesite="lax", path="/")
+        return answer
 
     def _of_cookie(self, headers: Headers) -> str | None:
-        try:
-            found = SimpleCookie(headers.get("cookie", "")).get(self._cookie)
-        except CookieError:
-            return None
-        return found.value if found else None
+        return cookie_parser(headers.get("cookie", "")).get(self._cookie)
 
 
 def refusal(status: int, line: str) -> Response:

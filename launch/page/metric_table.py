@@ -11,6 +11,7 @@ from launch.page.files import Below
 from launch.page.rows import number, parsed_row
 from launch.page.tail import FileTail
 from launch.screen.health import Health
+from launch.tracking.curves import phases_of
 
 _FIRST_ROOM = 256
 _MOST_METRICS = 1000
@@ -106,6 +107,27 @@ class MetricTable:
         """(step, line) of what the screen has said of metrics."""
         self.damaged = 0
         self.times_cut += 1
+
+
+def averaged(table: MetricTable, names: Sequence[str], first: int, most: int) -> dict[str, Any]:
+    """As `thinned`, with one point for each stretch: its middle step, and the mean of a metric over the steps that have
+    it. Of a phase it is that over all steps: one that has none has spent nothing in it."""
+    steps = table.steps[first:]
+    if len(steps) <= most:
+        return thinned(table, names, first, most)
+    size = -(-len(steps) // max(1, most))  # rounded up
+    starts = np.arange(0, len(steps), size)
+    middles = (starts + np.minimum(starts + size, len(steps)) - 1) // 2
+    timed = ~np.isnan(table.column("time/step")[first:])
+    phases = phases_of(names) if timed.any() else ()
+    values = {}
+    for name in names:
+        column = table.column(name)[first:]
+        there = timed if name in phases else ~np.isnan(column)
+        sums = np.add.reduceat(np.where(there, np.nan_to_num(column), 0.0), starts)
+        counts = np.add.reduceat(there.astype(np.int64), starts)
+        values[name] = finite_or_none(np.divide(sums, counts, out=np.full(len(sums), np.nan), where=counts > 0))
+    return {"step": steps[middles].tolist(), "values": values}
 
 
 def thinned(table: MetricTable, names: Sequence[str], first: int, most: int) -> dict[str, Any]:

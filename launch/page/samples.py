@@ -21,10 +21,10 @@ _PROMPT_CHARACTERS = 500
 _OWN = frozenset(
     (
         *("step", "group", "sample", "row", "prompt", "completion", "reward", "rewards", "advantage", "length"),
-        *("status", "version", "turns", "turn_rewards", "columns", "final_answer", "solved"),
+        *("status", "version", "turns", "turn_rewards"),
     )
 )
-"""Names in a row that are no columns of the data."""
+"""Names in a row that are no columns of the data, which rows of evaluations have apart."""
 
 
 def shown_groups(rows: list[Row | None], with_tokens: set[tuple[int, int]]) -> list[dict[str, Any]]:
@@ -37,7 +37,9 @@ def shown_groups(rows: list[Row | None], with_tokens: set[tuple[int, int]]) -> l
         # Rows of older versions do not say their group.
         key = prompt if place is None else place[0]
         if key not in found:
-            found[key] = {"prompt": prompt[:SHOWN_CHARACTERS], "row": whole_number(row.get("row")), "samples": []}
+            cut = {"prompt_cut": True} if len(prompt) > SHOWN_CHARACTERS else {}
+            row_number = whole_number(row.get("row"))
+            found[key] = {"prompt": prompt[:SHOWN_CHARACTERS], "row": row_number, "samples": []} | cut
         shown = shown_sample(row, index, SHOWN_CHARACTERS) | {"tokens": place in with_tokens}
         found[key]["samples"].append(shown)
     return list(found.values())
@@ -55,6 +57,8 @@ def shown_sample(row: Row, index: int, most: int) -> dict[str, Any]:
     given = columns if isinstance(columns, dict) else {name: row[name] for name in row if name not in _OWN}
     found = {
         "index": index,
+        "group": whole_number(row.get("group")),
+        "sample": whole_number(row.get("sample")),
         "completion": completion[:most],
         "reward": number(row.get("reward")),
         "rewards": rewards_of(row),

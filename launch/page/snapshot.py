@@ -61,7 +61,7 @@ def _of_run(answers: Answers, name: str, budget: int) -> dict[str, Answer]:
     steps = [{"step": each["step"], "samples": _count(each)} for each in samples.values()]
     return {
         answer_key("run", id=name): run | {"logs": logs, "has": has, "can_stop": False},
-        answer_key("metrics", id=name): _rounded(answers.metrics(name, most=POINTS)),
+        **_curves(answers, name),
         answer_key("config", id=name): answers.config(name),
         answer_key("samples", id=name): {"steps": steps},
         **{answer_key("log", id=name, name=log): answers.log(name, log) for log in logs},
@@ -69,6 +69,16 @@ def _of_run(answers: Answers, name: str, budget: int) -> dict[str, Answer]:
         **held_out,
         **tokens,
     }
+
+
+def _curves(answers: Answers, name: str) -> dict[str, Answer]:
+    """All metrics, and of more steps than a curve has points the means of each stretch beside them."""
+    run = answers.opened(name)
+    with run.lock:
+        is_long = run.table.rows > POINTS
+    found = {answer_key("metrics", id=name): _rounded(answers.metrics(name, most=POINTS))}
+    means = answer_key("metrics", id=name, mean=1)
+    return found | ({means: _rounded(answers.metrics(name, most=POINTS, mean=True))} if is_long else {})
 
 
 def _samples(answers: Answers, name: str, budget: int) -> dict[str, Answer]:
