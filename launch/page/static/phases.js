@@ -91,7 +91,11 @@ export async function phasesTab(context) {
     }));
     const work = firsts.map((_, bin) => Math.max(0, 1 - parts.reduce((sum, { values }) => sum + values[bin], 0)));
     engines.element.hidden = !means.of(ENGINES[0][0]).steps.length;
-    engines.draw({ firsts, counts }, [{ label: "at work", look: "c0", values: work }, ...[...parts].reverse()], percent);
+    engines.draw(
+      { firsts, counts },
+      [{ label: "at work", look: "c0", values: work }, ...[...parts].reverse()],
+      percent,
+    );
   }
 
   await load();
@@ -121,6 +125,7 @@ function binned({ steps, counts: given }, most) {
   const counts = /** @type {number[]} */ ([]);
   const binOf = new Map();
   steps.forEach((step, place) => {
+    if (step === 0) return; // an evaluation before the first one
     if (!counts.length || counts[counts.length - 1] >= size) {
       firsts.push(step);
       counts.push(0);

@@ -47,8 +47,8 @@ export class Series {
     const missing = names.filter((name) => !this.points.has(name));
     if (!missing.length) return;
     for (const name of missing) this.names.add(name);
-    if (this.words.mean) await this.again(); // the stretches of one answer are the same, those of two are not
-    else await this.read(missing);
+    // Means of one answer are of the same stretches, those of two are not.
+    await (this.words.mean ? this.again() : this.read(missing));
   }
 
   /** @param {string[]} names */
@@ -59,8 +59,10 @@ export class Series {
     this.waiting.add(came);
     const found = await this.ask(names).finally(() => this.waiting.delete(came));
     if (turn !== this.turn) return; // all is read anew meanwhile, and these with it
-    this.mark ||= found.mark ?? "";
-    this.newest = found.mark ?? "";
+    const mark = found.mark ?? "";
+    if (wasCut(this.newest, mark)) return this.again();
+    this.newest = mark;
+    this.mark ||= mark;
     this.last = Math.min(this.last, found.step.at(-1) ?? -1);
     for (const name of names) this.points.set(name, { steps: [], values: [], ...(found.counts && { counts: [] }) });
     for (const each of [found, ...came]) this.add(each);
@@ -99,7 +101,7 @@ export class Series {
     this.turn += 1;
     if (!this.names.size) return;
     const { turn } = this;
-    this.last = Infinity;
+    [this.last, this.newest] = [Infinity, ""];
     try {
       await this.read([...this.names]);
     } catch (error) {
@@ -114,8 +116,9 @@ export class Series {
     const { turn } = this;
     const found = await this.ask([...this.points.keys()], this.last);
     if (turn !== this.turn) return;
-    if (wasCut(this.newest, found.mark)) return this.again();
-    this.newest = found.mark;
+    const mark = found.mark ?? "";
+    if (wasCut(this.newest, mark)) return this.again();
+    this.newest = mark;
     this.last = found.step.at(-1) ?? this.last;
     this.add(found);
   }
@@ -125,9 +128,11 @@ export class Series {
    * @param {string[]} names @param {number} [after] step; -1: of all @returns {Promise<Found>}
    */
   ask(names, after = -1) {
-    const named = names.some((name) => name.includes(",")) ? {} : { names: names.join(",") };
-    const later = after < 0 ? {} : { after };
-    return this.source.get("metrics", { ...this.words, ...named, ...later, most: MOST_POINTS });
+    /** @type {Record<string, string | number>} */
+    const words = { ...this.words };
+    if (!names.some((name) => name.includes(","))) words.names = names.join(",");
+    if (after >= 0) words.after = after;
+    return this.source.get("metrics", { ...words, most: MOST_POINTS });
   }
 }
 
@@ -168,6 +173,7 @@ export class RunSeries {
 
 /** Whether rows that an answer had are void in a later one. @param {string} before @param {string} now marks */
 function wasCut(before, now) {
+  if (!before) return false;
   const [[cuts, rows], [cutsNow, rowsNow]] = [before, now].map((mark) => mark.split(".").map(Number));
   return cuts !== cutsNow || rowsNow < rows;
 }
