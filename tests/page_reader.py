@@ -11,7 +11,7 @@ from tests.page_runs import Watch
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 NO_CHROMIUM = "no Chromium is installed (Debian: apt-get install chromium)"
 NO_PLAYWRIGHT = "playwright is not installed (pip install playwright)"
-DEADLINE_MS, WAIT_MS = 8000, 10
+DEADLINE_MS, WAIT_MS, SHOWN_MS = 8000, 10, 50
 
 
 class Reader:
@@ -64,14 +64,14 @@ class HeldUp:
         raise TimeoutError(f"the page has not asked for {self._question.pattern}")
 
     def let_go(self) -> None:
-        """Let the page have it, as it was given, and wait until it does."""
+        """Let the page have it, as it was given, and time to show it, if it does."""
         self.wait()
         [(route, answer)] = self._held
         with self._page.expect_response(self._question) as response:
             route.fulfill(response=answer)
         response.value.finished()
         self._page.unroute(self._question)
-        self._page.evaluate("fetch('api/runs').then((answer) => answer.json())")  # which is read after it
+        self._page.wait_for_timeout(SHOWN_MS)
 
 
 def copied(watch: Watch, name: str) -> Path:

@@ -43,7 +43,7 @@ def write_run(directory: Path, *, steps: int, of: int = 300, seed: int = 0, lr: 
     (directory / "config.json").write_text(json.dumps(config.model_dump(mode="json"), indent=2))
     add_steps(directory, 0, steps, seed=seed, prompts=prompts)
     for number in (0, 1):
-        lines = (f"{_at(step)} engine {number}: step {step}, {SAMPLES} responses\n" for step in range(steps))
+        lines = (f"{_at(step)} engine {number}: step {step}, {SAMPLES} responses\n" for step in range(number, steps))
         (directory / f"logs/rollout-{number}.log").write_text("".join(lines))
     return directory
 

@@ -40,11 +40,13 @@ export async function logsTab(context) {
 
   async function readEnd() {
     const found = await read({});
-    if (!found || (found.end === end && found.start === start && text.dataset.name === name)) return;
-    const follows = text.scrollTop + text.clientHeight >= text.scrollHeight - 4;
-    text.dataset.name = name;
-    fill(text, shown(found.text));
-    if (follows) text.scrollTop = text.scrollHeight;
+    if (!found) return;
+    if (found.end !== end || found.start !== start || text.dataset.name !== name) {
+      const follows = text.scrollTop + text.clientHeight >= text.scrollHeight - 4;
+      text.dataset.name = name;
+      fill(text, shown(found.text));
+      if (follows) text.scrollTop = text.scrollHeight;
+    }
     tell(found.start, found.end);
   }
 
