@@ -10,6 +10,7 @@ from starlette.testclient import TestClient
 
 from launch.page.app import page_app
 from launch.page.guard import Access
+from launch.tracking.now import pid_namespace
 
 TOKEN = "token-of-a-test"
 LOOPBACK = Access("127.0.0.1", 8400, TOKEN)
@@ -69,6 +70,7 @@ def sample(step: int, completion: str, **more: Any) -> dict[str, Any]:
 def write_now(directory: Path, **values: Any) -> None:
     """Where the run is, by a driver that is this process."""
     known = {"at": "2026-11-30T08:00:00.000+00:00", "attempt": 1, "step": 3, "phase": "update", "driver": os.getpid()}
+    known |= {"namespace": pid_namespace()}
     path = directory / "logs/now.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(known | {"elapsed_s": 30.0, "processes": {}} | values))

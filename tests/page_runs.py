@@ -15,6 +15,7 @@ from typing import Any
 
 from launch.config import load
 from launch.tracking.events import Events, Fault
+from launch.tracking.now import pid_namespace
 
 ROOT = Path(__file__).resolve().parent.parent
 STEP_S = 12.0
@@ -89,7 +90,7 @@ def say_now(directory: Path, step: int, phase: str, *, driver: int, at: float | 
     """Write logs/now.json; `at`: seconds since 1970 (default: when this step is to be)."""
     when = _at(step) if at is None else datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds")
     now = {"at": when, "attempt": 1, "step": step, "phase": phase, "since": when, "driver": driver}
-    now |= {"host": socket.gethostname()}
+    now |= {"host": socket.gethostname(), "namespace": pid_namespace(), "began_step": 0, "began_at": _at(0)}
     now |= {"elapsed_s": step * STEP_S, "processes": {"policy[0]": driver}, "engines_serving": 2, "engines_expected": 2}
     (directory / "logs/now.json").write_text(json.dumps(now))
 

@@ -146,6 +146,7 @@ def test_where_a_run_is_from_its_start_to_its_end(tmp_path: Path) -> None:
     assert json.loads((run.directory / "logs/now.json").read_text()) == {
         "at": "2026-09-21T14:13:22.500+00:00", "attempt": 1, "step": 2, "phase": "end",
         "since": "2026-09-21T14:13:22.500+00:00", "driver": os.getpid(), "host": socket.gethostname(), "steps": 30,
+        "namespace": os.readlink("/proc/self/ns/pid"), "began_step": 0, "began_at": "2026-09-21T14:13:20.000+00:00",
         "elapsed_s": 2.5, "processes": {},
     }  # fmt: skip
     assert read_now(run.directory) == Whereabouts(BEGAN + 2.5, 1, 2, "end", 2.5)

@@ -96,7 +96,7 @@ def test_all_but_the_pages_own_files_needs_the_token(tmp_path: Path, static: Pat
         assert answer.status_code == 403 and answer.json()["error"].startswith("token: must be that of the address")
     for given in ("wrong", "", TOKEN + "x", TOKEN[:-1], "\xe9"):
         for headers in ({"X-Tandem-Token": given}, {"cookie": f"tandem-8400={given}"}, {"cookie": f"other={TOKEN}"}):
-            raw = {name: value.encode("latin-1") for name, value in headers.items()}
+            raw = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
             assert client.get("/api/runs", headers=raw).status_code == 403, headers
     assert client.get("/").status_code == client.get("/page.js").status_code == 200, "the page says how to get in"
     assert client.get("/api/runs", headers={"X-Tandem-Token": TOKEN}).status_code == 200
@@ -180,12 +180,14 @@ def test_without_a_port_the_next_free_one_is_taken(monkeypatch: pytest.MonkeyPat
         ([".", "--port", "0"], "--port: must be a port from 1 to 65535, got 0"),
         ([".", "--port", "65536"], "--port: must be a port from 1 to 65535, got 65536"),
         ([".", "--token", "short"], "--token: must be 8 to 200 letters, digits, - and _, got something else"),
+        (["."], "TANDEM_WATCH_TOKEN: must be 8 to 200 letters, digits, - and _, got something else"),
     ],
 )
 def test_a_mistake_of_the_users_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str], line: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TANDEM_WATCH_TOKEN", "not good" if words == ["."] else "one-that-is-good")
     assert main(["watch", *words]) == 2
     told = capsys.readouterr().err
     assert told.startswith(f"error: {line}") and told.count("\n") == 1
@@ -207,6 +209,12 @@ def test_the_verb_says_the_address_and_serves_there(
     told = capsys.readouterr()
     assert told.out == f"http://127.0.0.1:{port}/?token=a-token-of-mine  (Ctrl-C ends it)\n"
     assert told.err == f"port {taken} is taken: {port} is used\n"
+    monkeypatch.setenv("TANDEM_WATCH_TOKEN", "a-token-of-mine")
+    main(["watch", str(tmp_path)])
+    main(["watch", str(tmp_path), "--token", "another-of-mine"])
+    assert [access.token for _, access, _ in served[1:]] == ["a-token-of-mine", "another-of-mine"]
+    del served[1:]
+    monkeypatch.setenv("TANDEM_WATCH_TOKEN", "")
     main(["watch", str(tmp_path)])
     main(["watch", str(tmp_path)])
     assert len({access.token for _, access, _ in served}) == 3 and all(

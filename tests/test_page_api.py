@@ -106,24 +106,6 @@ def test_a_fault_is_one_entry_from_its_first_line_to_its_last(tmp_path: Path) ->
     }  # fmt: skip
 
 
-def test_an_attempt_begins_where_it_goes_on(tmp_path: Path) -> None:
-    """After a driver that died in step 10, with a checkpoint of step 5."""
-    run = write_grpo(tmp_path / "one", 9)
-    write_now(run, at="2026-11-30T08:33:03.000+00:00", attempt=3, step=12, since="2026-11-30T08:33:02.000+00:00")
-    first = Events(run, clock=lambda: 1_796_000_000.0)
-    first.step = 10
-    number = first.noticed(Fault(who="driver", what="died", noticed_by="exit"))
-    second = Events(run, clock=lambda: 1_796_000_100.0)
-    second.recovered(number, "resumed", redone_steps=4)
-    found = asked(client_of(tmp_path), "run", id="one")
-    assert found["attempts"] == [
-        {"number": 1, "step": 0, "at": 1_796_027_553.0}, {"number": 2, "step": 6, "at": 1_796_000_100.0},
-        {"number": 3, "step": 12, "at": 1_796_027_582.0},
-    ]  # fmt: skip
-    starts = [(mark["step"], mark["text"]) for mark in found["marks"] if mark["kind"] == "start"]
-    assert starts == [(0, "attempt 1"), (6, "attempt 2"), (12, "attempt 3")]
-
-
 def test_metrics_are_those_that_are_asked_for(tmp_path: Path) -> None:
     write_grpo(tmp_path / "one", 50)
     client = client_of(tmp_path)

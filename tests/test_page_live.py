@@ -68,6 +68,7 @@ class Events:
 
 def test_steps_arrive_while_they_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(live_module, "_LOOK_S", 0.05)
+    monkeypatch.setattr(live_module, "_RUN_S", 0.05)
     run = write_grpo(tmp_path / "one")
     with served(tmp_path) as address, ExitStack() as opened:
         mark = httpx.get(f"{address}/api/metrics?id=one", headers=WITH).json()["mark"]
@@ -123,7 +124,8 @@ def test_the_list_arrives_when_it_changes(tmp_path: Path, monkeypatch: pytest.Mo
         assert found[0]["id"] == "two"
 
 
-def test_what_has_not_changed_is_no_event(tmp_path: Path) -> None:
+def test_what_has_not_changed_is_no_event(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live_module, "_RUN_S", 0.0)
     run = write_grpo(tmp_path / "one")
     news = RunNews(Answers(tmp_path), "one", "")
     assert [line.split(b"\n")[0] for line in news.look()] == [b"event: run"]
@@ -150,6 +152,7 @@ def test_the_server_beside_a_run_ends_with_it(tmp_path: Path, monkeypatch: pytes
     owner = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     monkeypatch.setattr(beside_module, "owner", lambda: owner.pid)
     monkeypatch.setenv("TANDEM_ATTEMPT", "mark.0.")
+    monkeypatch.setenv("TANDEM_WATCH_TOKEN", "a-token-of-mine")
     with Beside(tmp_path / "one") as page:  # before there is such a directory
         page.start()
         reader = httpx.Client(base_url=page.address.partition("?")[0], follow_redirects=True, timeout=30)
@@ -163,7 +166,7 @@ def test_the_server_beside_a_run_ends_with_it(tmp_path: Path, monkeypatch: pytes
         environment = Path(f"/proc/{process.pid}/environ").read_bytes()
         assert b"TANDEM_ATTEMPT" not in environment, "else it would end with the attempt"
         told = Path(f"/proc/{process.pid}/cmdline").read_bytes() + environment
-        assert page._access.token.encode() not in told
+        assert page._access.token == "a-token-of-mine" and b"a-token-of-mine" not in told
     assert process.poll() is None, "an attempt that ends is not the end of the run"
     owner.communicate(b"\n")
     assert process.wait(10) == 0
@@ -190,7 +193,7 @@ def test_run_says_the_address_first_and_its_page_is_there(
     words = ["run.name=first", f"run.output={tmp_path}", "--watch"]
     monkeypatch.chdir(Path(__file__).resolve().parent.parent)
     assert cli.main(["run", "configs/own-task.yaml", *words]) == 0
-    assert found["answer"] == {"directory": "first", "runs": []}
+    assert (found["answer"]["directory"], found["answer"]["runs"]) == ("first", [])
     until = time.monotonic() + 10
     while time.monotonic() < until:
         try:

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from actors.config import UserError
@@ -101,12 +102,13 @@ def test_stop_reaches_the_driver_of_this_run_alone(tmp_path: Path, driver: subpr
     ("values", "line"),
     [
         ({"host": "another"}, "the run's driver is on another: stop it there"),
+        ({"namespace": "pid:[1]"}, "the run's driver is in another container: stop it there"),
         ({"driver": 2**40}, "the run is not running"),
         ({"driver": "x"}, "the run is not running"),
         ({"ended": "finished"}, "the run is not running"),
         ({}, "the run is not running, or ending already"),
     ],
-    ids=["of another machine", "no process", "no number", "ended", "no driver"],
+    ids=["of another machine", "of another container", "no process", "no number", "ended", "no driver"],
 )
 def test_what_is_not_this_runs_driver_gets_no_signal(tmp_path: Path, values: dict[str, Any], line: str) -> None:
     run = write_grpo(tmp_path / "one")
@@ -122,16 +124,74 @@ def test_a_process_that_has_begun_later_has_only_the_same_number(tmp_path: Path,
     assert not can_stop(Below(tmp_path), run, current(Below(tmp_path), run)) and state(run)[0] == "died"
 
 
-def test_a_process_that_cannot_be_seen_lives_as_long_as_its_files_change(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "where",
+    [{"host": "another"}, {"host": socket.gethostname(), "namespace": "pid:[1]"}, {"host": ""}, {"namespace": ""}],
+    ids=["another machine", "another container", "no host", "an older version"],
+)
+def test_a_process_that_cannot_be_seen_is_never_called_dead(tmp_path: Path, where: dict[str, str]) -> None:
+    """It says a word every 30 s; without one, it is open how the run is."""
     run = write_grpo(tmp_path / "one")
-    write_now(run, at=written(100), driver=1, host="another")
+    known = {"driver": 2**22 - 1, "host": socket.gethostname(), **where}
+    write_now(run, at=written(100), **known)
     old(run)
     assert state(run)[0] == "running"
-    write_now(run, at=written(200), driver=1, host="another")
+    write_now(run, at=written(200), **known)
     old(run)
-    assert state(run)[0] == "died"
+    host = f" on {known['host']}" if known["host"] else ""
+    assert state(run) == ("unknown", f"no word for 3 min from the driver{host}")
+    (run / "metrics.jsonl").touch()
+    assert state(run)[0] == "running"
+    write_now(run, at=written(9000), **known)
+    old(run, 9000)
+    assert state(run)[1] == f"no word for 2 h from the driver{host}"
     write_now(run, at=written(100), driver=2**22 - 1, host=socket.gethostname())
     assert state(run)[0] == "died", "its process would be here, and is not"
+
+
+def test_a_process_that_proc_hides_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with hidepid, where only the kernel's answer to a signal tells of it."""
+    run, here = write_grpo(tmp_path / "one"), socket.gethostname()
+
+    def hidden(self: psutil.Process) -> float:
+        raise psutil.NoSuchProcess(self.pid)
+
+    monkeypatch.setattr(psutil.Process, "create_time", hidden)
+    write_now(run, at=written(200), driver=os.getpid(), host=here)
+    old(run)
+    assert state(run) == ("unknown", f"no word for 3 min from the driver on {here}")
+    assert not can_stop(Below(tmp_path), run, current(Below(tmp_path), run))
+    write_now(run, at=written(200), driver=2**22 - 1, host=here)
+    assert state(run)[0] == "died"
+
+
+def test_a_copy_of_a_run_that_goes_on_is_not_called_dead(
+    tmp_path: Path, driver: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy, later = write_grpo(tmp_path / "copy"), time.time() + 200
+    write_now(copy, at=written(), driver=driver.pid, host=socket.gethostname())
+    old(copy)
+    assert state(copy)[0] == "running"
+    monkeypatch.setattr("launch.page.state.time.time", lambda: later)
+    assert state(copy) == ("unknown", f"no word for 3 min from the driver on {socket.gethostname()}")
+
+
+def test_a_run_whose_driver_is_started_again_goes_on(tmp_path: Path, driver: subprocess.Popen[str]) -> None:
+    """However long that takes, as long as the process is there that does it."""
+    run, here = tmp_path / "one", socket.gethostname()
+    write_now(run, at=written(), driver=2**22 - 1, starter=driver.pid, host=here)
+    old(run)
+    assert state(run) == ("running", "is about to be started again")
+    driver.kill()
+    driver.wait()
+    assert state(run)[0] == "died"
+
+
+@pytest.mark.parametrize("pid", [0, -1, -(2**40), 2**40])
+def test_numbers_that_no_process_has_mean_no_others(tmp_path: Path, pid: int) -> None:
+    run = write_grpo(tmp_path / "one")
+    write_now(run, at=written(), driver=pid, starter=pid + 1, host=socket.gethostname())
+    assert state(run)[0] == "died"
 
 
 @pytest.mark.parametrize(
@@ -150,7 +210,7 @@ def test_runs_that_do_not_say_how_they_ended_are_judged_by_their_files(tmp_path:
     run = write_grpo(tmp_path / "one")
     old(run)
     assert state(run) == ("unknown", "")
-    write_now(run, at=written(900), phase="end", driver=2**22 - 1)
+    write_now(run, at=written(900), phase="end", driver=2**22 - 1, host=socket.gethostname())
     assert state(run) == ("stopped", "")
     append(run / "logs/driver.log", ["Traceback ...", "ValueError: wrong"])
     assert state(run) == ("failed", "ValueError: wrong")
@@ -167,7 +227,7 @@ def test_a_fault_that_was_given_up_is_why_a_run_has_failed(tmp_path: Path) -> No
     number = events.noticed(Fault(who="driver", what="died", noticed_by="exit"))
     write_now(run, at=written(), phase="update", driver=2**22 - 1, host=socket.gethostname())
     append(run / "events.jsonl", ['{"fault": [1], "event": "recovered"}', '{"fault": {}, "event": "noticed"}'])
-    assert state(run) == ("running", ""), "it is about to be started again"
+    assert state(run) == ("running", "is about to be started again")
     events.given_up(number, "4 faults in a row")
     assert state(run) == ("died", "driver died: 4 faults in a row")
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from launch.cli import main
+from launch.page import report_file
 from launch.page.report_file import MOST_BYTES
 from tests.page_runs import add_faults, write_run
 
@@ -93,6 +94,25 @@ def test_runs_of_several_directories_are_told_apart(tmp_path: Path, capsys: pyte
     assert {run["id"] for run in answers["/api/runs"]["runs"]} == {"a/one", "b/deeper/one"}
     compared = answers["/api/config?id=a%2Fone&other=b%2Fdeeper%2Fone"]["differences"]
     assert {"field": "policy.optimizer.lr", "ours": 1e-6, "theirs": 2e-6} in compared
+
+
+def test_a_run_that_is_cut_back_meanwhile_is_read_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, left, real = write_run(tmp_path / "run", steps=1), [2], report_file.snapshot
+
+    def snapshot(*given: Any) -> dict[str, Any]:
+        left[0] -= 1
+        if left[0] >= 0:
+            raise FileNotFoundError("step: must be one with samples, got 7")
+        return real(*given)
+
+    monkeypatch.setattr(report_file, "snapshot", snapshot)
+    assert answers_in(report_of(tmp_path, capsys, run))["/api/run?id=."]["step"] == 1
+    left[0] = 3
+    assert main(["report", str(run), "--output", str(tmp_path / "other.html")]) == 2
+    line = "error: RUN: must be there until it is read, got one that changes: step: must be one with samples, got 7\n"
+    assert capsys.readouterr().err == line and not (tmp_path / "other.html").exists()
 
 
 def test_what_is_no_run_or_no_report_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

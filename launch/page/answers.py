@@ -1,5 +1,6 @@
 """What the page asks, and the answer to each question: plain values for JSON, from the files of runs alone."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -8,20 +9,20 @@ from launch.page.files import Below, run_of
 from launch.page.logs import log_names, read_log
 from launch.page.marks import attempts, kept_checkpoints, marks, merged_faults
 from launch.page.metric_table import MetricTable, averaged, thinned
-from launch.page.open_run import OpenRun, OpenRuns
+from launch.page.open_run import MOST_BESIDE, OpenRun, OpenRuns
 from launch.page.panels import panels, tiles
 from launch.page.rows import text
 from launch.page.run_list import RunList
 from launch.page.sample_tokens import places_with_tokens, tokens_of
 from launch.page.samples import MOST_CHARACTERS, search_samples, shown_groups, shown_sample
-from launch.page.state import RUNNING, can_stop, current, state_of
+from launch.page.state import RUNNING, Current, RunState, can_stop, current, state_of
 from launch.tracking.curves import phases_of
 from launch.tracking.now import END
 
 MOST_POINTS, MOST_VALUES = 2000, 2_000_000
 """Of a curve, where it is not said; of one answer."""
-_FOR_ETA = 20
-"""Steps whose mean duration the remaining time is made of."""
+_FOR_ETA = 200
+"""Most steps whose mean duration the remaining time is made of: so many that evaluations count as often as they are."""
 
 
 class TooMuchError(Exception):
@@ -38,9 +39,10 @@ class Answers:
         self.below = Below(directory)
         self._list, self._open = RunList(self.below), OpenRuns(self.below)
 
-    def runs(self) -> dict[str, Any]:
-        """All runs in short."""
-        return {"directory": self.below.path.name or str(self.below.path), "runs": self._list.read()}
+    def runs(self, fresh_s: float = 0.0) -> dict[str, Any]:
+        """All runs in short; what was found `fresh_s` seconds ago will do."""
+        name = self.below.path.name or str(self.below.path)
+        return {"directory": name, "runs": self._list.read(fresh_s), "most_beside": MOST_BESIDE}
 
     def opened(self, name: str) -> OpenRun:
         """A run, with what is new of it."""
@@ -52,50 +54,25 @@ class Answers:
             raise FileNotFoundError(f"id: must be a run below the directory, got {name[:200]}") from None
         return run
 
-    def run(self, name: str) -> dict[str, Any]:
-        """All of a run but its curves and samples."""
+    def run(self, name: str, fresh_s: float = 0.0) -> dict[str, Any]:
+        """All of a run but its curves and samples: made anew where a file of it or its state has changed.
+
+        Args:
+            name: of the run.
+            fresh_s: so many seconds after the last look nobody looks again.
+        """
         run = self.opened(name)
         with run.lock:
-            config = read_config(run.below, run.directory)
-            now = current(run.below, run.directory)
-            state = state_of(run.below, run.directory, now, run.events.lines)
-            table, events = run.table, run.events.lines
-            step = int(table.steps[-1]) if table.rows else None
-            steps = (now.steps if now else None) or steps_of_config(config)
-            running = state.name == RUNNING
-            ending = now is not None and now.phase == END
-            starts = attempts(events, now)
-            checkpoints = kept_checkpoints(run.below, run.directory)
-            return {
-                "id": name,
-                "name": name_of(config, run.directory),
-                "job": job_title(config),
-                "model": model_of(config),
-                "state": state.name,
-                "why": state.why,
-                "step": step,
-                "steps": steps,
-                "phase": now.phase if now else "",
-                "phase_since": now.since if now else None,
-                "eta_s": _eta_s(table, step, steps) if running and not ending else None,
-                "elapsed_s": table.last("time/elapsed") if table.rows else now and now.elapsed_s,
-                "effective": table.last("time/effective"),
-                "tiles": tiles(table),
-                "panels": panels(table),
-                "metrics": table.names,
-                "phases": phases_of(table.names),
-                "events": merged_faults(events),
-                "marks": marks(checkpoints, starts, (state, step), table.warnings, run.alerts.lines),
-                "attempts": starts,
-                "logs": log_names(run.below, run.directory),
-                "has": {
-                    "samples": run.has("samples.jsonl"),
-                    "eval_samples": run.has("eval_samples.jsonl"),
-                    "tokens": run.has("tokens.jsonl"),
-                },
-                "damaged": table.damaged,
-                "can_stop": running and can_stop(run.below, run.directory, now),
-            }
+            if run.answer is None or time.monotonic() - run.answer_at >= fresh_s:
+                stamps = run.stamps()  # before what is read: what comes meanwhile is seen by the next look
+                now = current(run.below, run.directory)
+                state = state_of(run.below, run.directory, now, run.events.lines)
+                stops = state.name == RUNNING and can_stop(run.below, run.directory, now)
+                if run.answer is None or run.answer_of != (stamps, state, stops):
+                    run.read()
+                    run.answer, run.answer_of = _told(run, now, state, stops), (stamps, state, stops)
+                run.answer_at = time.monotonic()
+            return run.answer
 
     def metrics(
         self,
@@ -132,14 +109,14 @@ class Answers:
     def samples(self, name: str) -> dict[str, Any]:
         """Steps that have samples."""
         run = self.opened(name)
-        with run.lock:
+        with run.rows_lock:
             run.samples.read()
             return {"steps": [{"step": step, "samples": run.samples.count(step)} for step in run.samples.steps]}
 
     def groups(self, name: str, step: int) -> dict[str, Any]:
         """The samples of a step."""
         run = self.opened(name)
-        with run.lock:
+        with run.rows_lock:
             if not run.samples.read() or not run.samples.count(step):
                 raise FileNotFoundError(f"step: must be one with samples, got {step}")
             places = places_with_tokens(run.tokens, step) if run.tokens.read() else set()
@@ -148,7 +125,7 @@ class Answers:
     def sample(self, name: str, step: int, index: int) -> dict[str, Any]:
         """One of them, with all of its completion."""
         run = self.opened(name)
-        with run.lock:
+        with run.rows_lock:
             row = self._row(run, step, index)
             prompt = text(row.get("prompt"), MOST_CHARACTERS)
             return {"step": step, "prompt": prompt, **shown_sample(row, index, MOST_CHARACTERS)}
@@ -156,7 +133,7 @@ class Answers:
     def tokens(self, name: str, step: int, index: int) -> dict[str, Any]:
         """Its tokens."""
         run = self.opened(name)
-        with run.lock:
+        with run.rows_lock:
             row = self._row(run, step, index)
             found = tokens_of(run.tokens, step, row) if run.tokens.read() else None
             if found is None:
@@ -166,15 +143,16 @@ class Answers:
     def search(self, name: str, wanted: str, *, status: str = "", start: int = 0, most: int = 50) -> dict[str, Any]:
         """Samples that hold a text."""
         run = self.opened(name)
-        with run.lock:
+        with run.rows_lock:
             if not run.samples.read():
                 return {"hits": [], "more": None}
-            return search_samples(run.samples, wanted, status=status, start=start, most=most)
+        # What is read on or cut back meanwhile changes at most which hits there are.
+        return search_samples(run.samples, wanted, status=status, start=start, most=most)
 
     def held_out(self, name: str, prompt: int | None = None) -> dict[str, Any]:
         """Held-out prompts, or one of them over the steps."""
         run = self.opened(name)
-        with run.lock:
+        with run.rows_lock:
             run.held_out.read()
             if prompt is None:
                 return {"prompts": run.held_out.prompts()}
@@ -208,6 +186,44 @@ class Answers:
         if row is None:
             raise FileNotFoundError(f"index: must be a sample of step {step}, got {index}")
         return row
+
+
+def _told(run: OpenRun, now: Current | None, state: RunState, stops: bool) -> dict[str, Any]:
+    config = read_config(run.below, run.directory)
+    table, events = run.table, run.events.lines
+    step = int(table.steps[-1]) if table.rows else None
+    steps = (now.steps if now else None) or steps_of_config(config)
+    ending = now is not None and now.phase == END
+    starts = attempts(events, now)
+    checkpoints = kept_checkpoints(run.below, run.directory)
+    return {
+        "id": run.id,
+        "name": name_of(config, run.directory),
+        "job": job_title(config),
+        "model": model_of(config),
+        "state": state.name,
+        "why": state.why,
+        "step": step,
+        "steps": steps,
+        "phase": now.phase if now else "",
+        "phase_since": now.since if now else None,
+        "seen": now.at if now else None,
+        "eta_s": _eta_s(table, step, steps) if state.name == RUNNING and not ending else None,
+        "elapsed_s": table.last("time/elapsed") if table.rows else now and now.elapsed_s,
+        "effective": table.last("time/effective"),
+        "tiles": tiles(table),
+        "panels": panels(table),
+        "metrics": table.names,
+        "phases": phases_of(table.names),
+        "events": merged_faults(events),
+        "marks": marks(checkpoints, starts, (state, step), table.warnings, run.alerts.lines),
+        "attempts": starts,
+        "logs": log_names(run.below, run.directory),
+        "has": {name: run.has(f"{name}.jsonl") for name in ("samples", "eval_samples", "tokens")},
+        "damaged": table.damaged,
+        "can_stop": stops,
+        "most_beside": MOST_BESIDE,
+    }
 
 
 def mark_of(table: MetricTable) -> str:

@@ -17,8 +17,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from launch.page.access_token import VARIABLE, usual_token
 from launch.page.guard import Access
-from launch.page.server import listening, new_token, serve_page
+from launch.page.server import listening, serve_page
 from launch.run.attempt_link import is_restarted, owner
 from launch.run.leftovers import MARK
 
@@ -33,7 +34,7 @@ class Beside:
         directory: of the run.
 
     Raises:
-        UserError: no port is free.
+        UserError: no port is free, or the token in the environment may be none.
         ModuleNotFoundError: a package of the server is missing.
     """
 
@@ -41,8 +42,9 @@ class Beside:
         for name in _NEEDS:
             if importlib.util.find_spec(name) is None:  # else the other process would fail, where nobody sees it
                 raise ModuleNotFoundError(name, name=name)
+        token = usual_token()
         self._directory, self._listener = directory, listening(_HOST, None)
-        self._access = Access(_HOST, self._listener.getsockname()[1], new_token())
+        self._access = Access(_HOST, self._listener.getsockname()[1], token)
         self._process: subprocess.Popen[str] | None = None
 
     @property
@@ -61,7 +63,8 @@ class Beside:
             stderr=subprocess.DEVNULL,
             pass_fds=[listener],
             start_new_session=True,  # Ctrl-C is for the run
-            env={name: value for name, value in os.environ.items() if name != MARK},  # it is of all attempts
+            # It is of all attempts, and is told its token.
+            env={name: value for name, value in os.environ.items() if name not in (MARK, VARIABLE)},
             text=True,
         )
         access = self._access

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from actors.secret_text import masked_value
 from launch.kinds.table import KINDS
 from launch.page.files import Below
 from launch.page.rows import as_json, whole_number
@@ -12,11 +13,12 @@ _DEEPEST = 20
 
 
 def read_config(below: Below, directory: Path) -> dict[str, Any]:
-    """What config.json holds; nothing where there is none that can be read."""
+    """What config.json holds, without secrets; nothing where there is none that can be read."""
     try:
-        return as_json(below.read(directory / "config.json", _LARGEST)) or {}
-    except FileNotFoundError:
+        found = masked_value(as_json(below.read(directory / "config.json", _LARGEST)))
+    except (FileNotFoundError, RecursionError):
         return {}
+    return found if isinstance(found, dict) else {}
 
 
 def dotted_fields(config: dict[str, Any]) -> dict[str, Any]:

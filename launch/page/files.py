@@ -2,13 +2,16 @@
 
 import os
 import stat
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 _DEEPEST = 3
 """Levels below the directory at which runs are looked for."""
-_MOST_FOLDERS = 20_000
-"""That are looked into: a home directory may be given by mistake."""
+_MOST_FOLDERS, _LOOK_S = 20_000, 5.0
+"""That are looked into, and for how long: a home directory may be given by mistake."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +73,13 @@ class Below:
             return None
         return Stamp(found.st_ino, found.st_size, found.st_mtime_ns) if stat.S_ISREG(found.st_mode) else None
 
+    def changed(self, path: Path) -> int | None:
+        """When something was put into a directory or taken out of it, in ns; None where there is none."""
+        try:
+            return self.inside(path).stat().st_mtime_ns
+        except OSError:
+            return None
+
     def read(self, path: Path, most: int, *, end: int | None = None) -> bytes:
         """At most `most` bytes: the first ones, or those before the byte `end`."""
         file = self.open(path)
@@ -83,21 +93,24 @@ class Below:
 
     def folders(self, path: Path) -> list[Path]:
         """The directories in one, by name, links behind the others; links that lead outside are left out."""
-        try:
-            with os.scandir(path) as entries:
-                found = sorted((entry.is_symlink(), entry.name) for entry in entries if entry.is_dir())
-        except OSError:
-            return []
-        return [path / name for _, name in found if self._leads_inside(path / name)]
+        found = self._entries(path, lambda entry: entry.is_dir())
+        found = sorted((is_link, name) for name, is_link in found)
+        return [path / name for is_link, name in found if not is_link or self._leads_inside(path / name)]
 
-    def names(self, path: Path) -> list[str]:
-        """Names of the regular files in a directory, in order; none where there is no such directory inside."""
+    def names(self, path: Path, ends: tuple[str, ...] = ("",), most: int = 2**31) -> list[str]:
+        """Names of the regular files in a directory that end so, the first ones in order; none where there is no such
+        directory inside."""
+        found = sorted(self._entries(path, lambda entry: entry.name.endswith(ends) and entry.is_file()))
+        inside = (name for name, is_link in found if not is_link or self._leads_inside(path / name))
+        return list(islice(inside, most))
+
+    def _entries(self, path: Path, wanted: Callable[[os.DirEntry[str]], bool]) -> list[tuple[str, bool]]:
+        """Name, and whether it is a link: what is none lies where the directory does, and need not be looked up."""
         try:
             with os.scandir(self.inside(path)) as entries:
-                found = sorted(entry.name for entry in entries if entry.is_file())
+                return [(entry.name, entry.is_symlink()) for entry in entries if wanted(entry)]
         except OSError:
             return []
-        return [name for name in found if self._leads_inside(path / name)]
 
     def _leads_inside(self, path: Path) -> bool:
         try:
@@ -115,15 +128,16 @@ def find_runs(below: Below) -> dict[str, Path]:
     if is_run(below, below.path):
         return {".": below.path}
     found: dict[str, Path] = {}
-    seen = {below.path}
+    seen, until = {below.path}, time.monotonic() + _LOOK_S
     level, looked = [below.path], 0
     for _ in range(_DEEPEST):
-        folders = [folder for parent in level for folder in below.folders(parent)]
-        level = []
-        for folder in folders:
-            real = folder.resolve()
+        parents, level = level, list[Path]()
+        for folder in (folder for parent in parents for folder in below.folders(parent)):
             looked += 1
-            if real in seen or looked > _MOST_FOLDERS:
+            if looked > _MOST_FOLDERS or time.monotonic() > until:
+                break
+            real = folder.resolve()
+            if real in seen:
                 continue
             seen.add(real)
             if is_run(below, folder):

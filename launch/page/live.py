@@ -12,8 +12,9 @@ from launch.page.answers import Answers, mark_of, since
 from launch.page.metric_table import thinned
 from launch.page.rows import encoded
 
-_LOOK_S, _LIST_S = 0.5, 2.0
-"""Between two looks at a run, and at all of them, in seconds."""
+_LOOK_S, _RUN_S, _LIST_S = 0.5, 2.0, 2.0
+"""Between two looks at a run's metrics, at all else of it, and at all runs, in seconds; of all who look at them."""
+_CLOCKS = "eta_s", "seen"
 _COMMENT_S = 15.0
 """Longest silence: proxies end a connection that says nothing."""
 _MOST_ROWS = 2000
@@ -40,6 +41,7 @@ class RunNews:
     mark: str
     """Up to where metrics are known, as the answer to /api/metrics has it; empty: up to now."""
     _before: bytes = field(default=b"", init=False)
+    _found: dict[str, Any] | None = field(default=None, init=False)
 
     def look(self) -> list[bytes]:
         """The events. Raises FileNotFoundError where the run is gone."""
@@ -59,9 +61,12 @@ class RunNews:
         self.mark = mark
 
     def _run(self) -> Iterator[bytes]:
-        found = self.answers.run(self.name)
+        found = self.answers.run(self.name, _RUN_S)
+        if found is self._found:
+            return
+        self._found = found
         # What changes by the clock alone is no news.
-        told = encoded({name: value for name, value in found.items() if name != "eta_s"})
+        told = encoded({name: value for name, value in found.items() if name not in _CLOCKS})
         if told != self._before:
             self._before = told
             yield event("run", found)
@@ -76,7 +81,7 @@ class ListNews:
 
     def look(self) -> list[bytes]:
         """The events."""
-        found = self.answers.runs()
+        found = self.answers.runs(_LIST_S)
         if found == self._before:
             return []
         self._before = found

@@ -8,15 +8,17 @@ from launch.page.files import Below
 _STRETCH = 2**16
 """Most bytes of one answer."""
 _MOST_LOGS = 300
+_FIRST = "driver.log"
 _ENDS = (".log", ".txt", ".out", ".err")
 
 
 def log_names(below: Below, directory: Path) -> list[str]:
     """Names of a run's logs, below `logs/`: the driver's first, those of ranks and engines, Ray's own last."""
     folder = directory / "logs"
-    own = [name for name in below.names(folder) if name.endswith(_ENDS)]
-    rays = [f"ray/{name}" for name in below.names(folder / "ray") if name.endswith(_ENDS)]
-    return [*sorted(own, key=lambda name: (name != "driver.log", name)), *rays][:_MOST_LOGS]
+    first = [_FIRST] if below.stamp(folder / _FIRST) else []
+    own = [name for name in below.names(folder, _ENDS, _MOST_LOGS) if name != _FIRST]
+    rays = [f"ray/{name}" for name in below.names(folder / "ray", _ENDS, _MOST_LOGS)]
+    return [*first, *own, *rays][:_MOST_LOGS]
 
 
 def read_log(below: Below, directory: Path, name: str, before: int | None) -> dict[str, Any]:

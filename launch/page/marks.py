@@ -59,18 +59,25 @@ def _over(line: Line) -> dict[str, Any]:
 
 
 def attempts(lines: Iterable[Line], now: Current | None) -> list[dict[str, Any]]:
-    """The attempts at a run as far as they are known, `{"number", "step", "at"}`: where each began, and when."""
-    began = None if now is None or now.elapsed_s is None else now.at - now.elapsed_s
-    found: dict[int, dict[str, Any]] = {1: {"number": 1, "step": 0, "at": began}}
+    """The attempts at a run, `{"number", "step", "at"}`: where each began, and when, as far as that is known. The last
+    one may be there twice: a run without faults that was stopped and goes on is still its first attempt."""
+    found: dict[int, dict[str, Any]] = {1: {"number": 1, "step": 0, "at": None}}
     for line in lines:
         attempt, at = whole_number(line.get("attempt")), seconds_of(line.get("at"))
         if attempt is not None and attempt not in found:
             step, again = whole_number(line.get("step")), whole_number(line.get("redone_steps")) or 0
-            # The first line of an attempt tells that the fault before it is over.
-            found[attempt] = {"number": attempt, "step": None if step is None else max(0, step - again), "at": at}
-    if now is not None and now.attempt is not None and now.attempt not in found:
-        found[now.attempt] = {"number": now.attempt, "step": now.step, "at": now.since}
-    return [found[attempt] for attempt in sorted(found)]
+            # Else its first line is of a fault that it has met later.
+            known = line.get("event") == RECOVERED and line.get("did") == "resumed" and step is not None
+            step, at = (max(0, step - again), at) if known and step is not None else (None, None)
+            found[attempt] = {"number": attempt, "step": step, "at": at}
+    again = []
+    if now is not None and now.attempt is not None:
+        last = {"number": now.attempt, "step": now.began_step, "at": now.began_at}
+        if now.attempt == 1 and now.began_step:
+            again = [last]
+        elif now.began_at is not None or now.attempt not in found:
+            found[now.attempt] = last
+    return [*(found[attempt] for attempt in sorted(found)), *again]
 
 
 def marks(

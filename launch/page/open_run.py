@@ -14,6 +14,13 @@ from launch.page.tail import FileTail
 
 MOST_OPEN = 8
 """Runs that are kept in memory."""
+MOST_BESIDE = MOST_OPEN - 1
+"""That are drawn over one: with more, each question would read another one anew."""
+_FILES = (
+    *("config.json", "metrics.jsonl", "events.jsonl", "alerts.jsonl", "samples.jsonl", "eval_samples.jsonl"),
+    *("tokens.jsonl", "logs/now.json", "logs/driver.log", "export/config.json"),
+)
+_FOLDERS = "logs", "logs/ray", "checkpoints"
 _MOST_LINES = 20_000
 
 
@@ -31,20 +38,26 @@ class EventLines:
 
 
 class OpenRun:
-    """What is known of one run. Whoever reads it holds its `lock`, and calls `read` first where it wants what is new.
+    """What is known of one run. Whoever reads its metrics and events holds its `lock`, and calls `read` first where it
+    wants what is new; whoever reads its samples, their tokens or held-out prompts holds `rows_lock`: files that take
+    long are not in the way of its steps.
 
     Raises (the constructor): FileNotFoundError where there is no such run.
     """
 
     def __init__(self, below: Below, name: str) -> None:
         self.below, self.id, self.directory = below, name, run_of(below, name)
-        self.lock = threading.RLock()
+        self.lock, self.rows_lock = threading.RLock(), threading.RLock()
         self.table = MetricTable(below, self.directory)
         self.events = EventLines(below, self.directory / "events.jsonl")
         self.alerts = EventLines(below, self.directory / "alerts.jsonl")
         self.samples = StepLines(below, self.directory / "samples.jsonl")
         self.tokens = StepLines(below, self.directory / "tokens.jsonl")
         self.held_out = HeldOut(below, self.directory)
+        self.answer: dict[str, Any] | None = None
+        """What was told of it last, of what that was made, and when it was looked at (`time.monotonic`)."""
+        self.answer_of: object = None
+        self.answer_at = 0.0
 
     def read(self) -> None:
         """Take what is new of the small files. Raises FileNotFoundError where the run is gone."""
@@ -52,6 +65,11 @@ class OpenRun:
         self.table.read()
         self.events.read()
         self.alerts.read()
+
+    def stamps(self) -> tuple[object, ...]:
+        """What tells whether something of it has changed."""
+        files = [self.below.stamp(self.directory / name) for name in _FILES]
+        return (*files, *(self.below.changed(self.directory / name) for name in _FOLDERS))
 
     def has(self, name: str) -> bool:
         """Whether there is something in one of its files."""

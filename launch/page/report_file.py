@@ -21,6 +21,8 @@ MOST_BYTES = 6_000_000
 """Of a report: what a mail takes, and a browser opens at once."""
 _SAMPLES_BYTES = 10_000_000
 """As JSON, which packs to about a third."""
+_TRIES = 3
+"""What is read may be cut back a moment later, as a run goes on from a checkpoint."""
 _MARK = "<!-- A report by Tandem -->"
 _POLICY = "default-src 'none'; script-src 'unsafe-inline' data:; style-src 'unsafe-inline'; img-src data:"
 """Nothing is loaded from anywhere, whatever a run has written."""
@@ -35,7 +37,7 @@ def write_report(runs: Sequence[str], output: str) -> int:
     directory, ids = _below_one(runs)
     path = Path(output)
     _refuse_another_file(path)
-    html = fitting_report(directory, ids)
+    html = _report_of_what_changes(directory, ids)
     size = f"{len(html) / 1e6:.1f} MB"
     try:
         partial = path.with_name(f"{path.name}.partial")
@@ -49,6 +51,17 @@ def write_report(runs: Sequence[str], output: str) -> int:
     if len(html) > MOST_BYTES:
         print(f"the curves of {len(ids)} runs alone take {size}: fewer runs make a smaller file", file=sys.stderr)
     return 0
+
+
+def _report_of_what_changes(directory: Path, ids: Sequence[str]) -> bytes:
+    """The file; runs may go on meanwhile, and be cut back. Raises UserError where one is gone."""
+    for left in reversed(range(_TRIES)):
+        try:
+            return fitting_report(directory, ids)
+        except FileNotFoundError as error:
+            if not left:
+                raise UserError(f"RUN: must be there until it is read, got one that changes: {error}") from None
+    raise AssertionError
 
 
 def fitting_report(directory: Path, ids: Sequence[str]) -> bytes:

@@ -1,6 +1,8 @@
 """The list of runs below a directory, from the ends of their files: none is read as a whole."""
 
+import math
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ _END = 2**16
 """Bytes at the end of a file that are looked at."""
 _LARGER_END = 2**20
 """Where not one whole row is among these."""
+_LOOKS = 10.0
+"""No more than one part of so many of the time goes into looks that nobody has asked for."""
 
 Known = tuple[Stamp | None, Any]
 
@@ -26,14 +30,30 @@ class RunList:
     def __init__(self, below: Below) -> None:
         self._below, self._lock = below, threading.Lock()
         self._known: dict[Path, Known] = {}
+        self._found: list[dict[str, Any]] = []
+        self._began, self._took_s = -math.inf, 0.0
+        """When the last look at all of them began, and how long it took."""
 
-    def read(self) -> list[dict[str, Any]]:
-        """Each run as /api/runs has it, the one that has changed last first."""
+    def read(self, fresh_s: float = 0.0) -> list[dict[str, Any]]:
+        """Each run as /api/runs has it, the one that has changed last first; whoever asks at once shares one look.
+
+        Args:
+            fresh_s: what was found so many seconds ago will do, and longer where a look takes long.
+        """
+        asked = time.monotonic()
         with self._lock:
-            runs = find_runs(self._below)
-            found = [self._entry(name, directory) for name, directory in runs.items()]
-            kept = {directory / name for directory in runs.values() for name in ("config.json", "metrics.jsonl", NAME)}
-            self._known = {path: known for path, known in self._known.items() if path in kept}
+            enough_s = max(fresh_s, _LOOKS * self._took_s) if fresh_s else 0.0
+            if self._began < asked - enough_s:
+                self._began = time.monotonic()
+                self._found = self._look()
+                self._took_s = time.monotonic() - self._began
+            return self._found
+
+    def _look(self) -> list[dict[str, Any]]:
+        runs = find_runs(self._below)
+        found = [self._entry(name, directory) for name, directory in runs.items()]
+        kept = {directory / name for directory in runs.values() for name in ("config.json", "metrics.jsonl", NAME)}
+        self._known = {path: known for path, known in self._known.items() if path in kept}
         return sorted(found, key=lambda entry: -entry["updated"])
 
     def _entry(self, name: str, directory: Path) -> dict[str, Any]:
@@ -44,7 +64,9 @@ class RunList:
         state = state_of(self._below, directory, now, events or [])
         values, step = rows or ({}, None)
         stamps = [self._known.get(directory / each, (None, None))[0] for each in ("config.json", "metrics.jsonl")]
-        updated = max([stamp.mtime for stamp in stamps if stamp] + [now.at if now else 0.0])
+        # Not when it said its last word: that it does in any case.
+        told = 0.0 if now is None else now.at if now.ended else now.since
+        updated = max([stamp.mtime for stamp in stamps if stamp] + [told])
         described = config or {"name": directory.name, "job": "", "model": "", "steps": None}
         return {
             "id": name,

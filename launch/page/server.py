@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import secrets
 import socket
 import sys
 from collections.abc import Callable
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from actors.config import UserError
+from launch.page.access_token import usual_token
 from launch.page.guard import Access
 
 if TYPE_CHECKING:
@@ -25,22 +25,19 @@ def watch(directory: str, *, host: str, port: int | None, token: str | None) -> 
     """Serve the page of a run, or of the runs in a directory, until Ctrl-C; returns 0.
 
     Raises:
-        UserError: no such directory, or an address or port that cannot be listened at.
+        UserError: no such directory, an address or port that cannot be listened at, or a token in the environment that
+            may be none.
     """
     folder = Path(directory)
     if not folder.is_dir():
         raise UserError(f"DIRECTORY: must be a run, or a directory of runs, got {directory}, which is none")
+    token = token or usual_token()
     listener = listening(host, port)
-    access = Access(host, listener.getsockname()[1], token or new_token())
+    access = Access(host, listener.getsockname()[1], token)
     if port is None and access.port != PORT:
         print(f"port {PORT} is taken: {access.port} is used", file=sys.stderr)
     serve_page(folder, access, listener, ready=lambda: print(f"{access.address}  (Ctrl-C ends it)", flush=True))
     return 0
-
-
-def new_token() -> str:
-    """One that nobody can guess, of letters and digits that an address may hold."""
-    return secrets.token_urlsafe(18)
 
 
 def listening(host: str, port: int | None) -> socket.socket:

@@ -84,7 +84,7 @@ def _curves(answers: Answers, name: str) -> dict[str, Answer]:
 def _samples(answers: Answers, name: str, budget: int) -> dict[str, Answer]:
     """Groups of as many steps as fit."""
     run = answers.opened(name)
-    with run.lock:
+    with run.rows_lock:
         run.samples.read()
         sizes = {step: run.samples.size(step) for step in run.samples.steps}
     steps = evenly_chosen(list(sizes), lambda some: sum(sizes[step] for step in some) <= budget)

@@ -15,12 +15,12 @@ import psutil
 from launch.page.files import Below, Stamp
 from launch.page.rows import as_json, number, text, whole_number
 from launch.tracking.events import GIVEN_UP, NOTICED, RECOVERED
-from launch.tracking.now import END, NOW
+from launch.tracking.now import END, NOW, pid_namespace
 
 RUNNING, FINISHED, STOPPED, FAILED = "running", "finished", "stopped", "failed"
 DIED, UNKNOWN = "died", "unknown"
 _QUIET_S = 120.0
-"""After so many seconds without a change, a run whose process cannot be seen is taken for dead."""
+"""Of a run whose process cannot be seen, so many seconds without a word leave open how it is: it says one every 30."""
 _OURS = ("tandem", "launch")
 """One of them is in the command line of a driver."""
 _LARGEST = 2**20
@@ -43,7 +43,14 @@ class Current:
     steps: int | None
     phase: str
     driver: int | None
+    starter: int | None
+    """The process that starts the driver again, which may be the driver."""
     host: str
+    namespace: str
+    """Of the numbers of processes, as `pid_namespace` has it."""
+    began_step: int | None
+    """Step that this start went on from."""
+    began_at: float | None
     elapsed_s: float | None
     ended: str
     why: str
@@ -74,6 +81,10 @@ def current(below: Below, directory: Path) -> Current | None:
         steps=whole_number(found.get("steps")),
         phase=text(found.get("phase"), 80),
         driver=whole_number(found.get("driver")),
+        starter=whole_number(found.get("starter")),
+        namespace=text(found.get("namespace"), 80),
+        began_step=whole_number(found.get("began_step")),
+        began_at=seconds_of(found.get("began_at")),
         host=text(found.get("host"), 300),
         elapsed_s=number(found.get("elapsed_s")),
         ended=text(found.get("ended"), 80),
@@ -108,11 +119,12 @@ def state_of(below: Below, directory: Path, now: Current | None, events: list[di
     if now.ended:
         known = now.ended if now.ended in (FINISHED, STOPPED, FAILED) else STOPPED
         return RunState(known, now.why)
-    if _is_alive(now, metrics):
+    lives = _lives(now, metrics)
+    quiet_s = time.time() - changed
+    if lives or (lives is None and quiet_s < _QUIET_S):
         return RunState(RUNNING)
-    recent = time.time() - changed < _QUIET_S
-    if recent and (not _is_here(now) or _starts_again(events)):
-        return RunState(RUNNING)
+    if lives is False and (_is_starting(now) or (quiet_s < _QUIET_S and _starts_again(events))):
+        return RunState(RUNNING, "is about to be started again")
     if now.phase == END:
         if exported:
             return RunState(FINISHED)
@@ -122,6 +134,9 @@ def state_of(below: Below, directory: Path, now: Current | None, events: list[di
         if log and config and log.mtime >= config.mtime:
             return RunState(FAILED, _last_line(below, directory / "logs/driver.log"))
         return RunState(STOPPED)
+    if lives is None:
+        host = f" on {now.host}" if now.host else ""
+        return RunState(UNKNOWN, f"no word for {_roughly(quiet_s)} from the driver{host}")
     where = f"in step {now.step}, {now.phase}" if now.step else f"in {now.phase}"
     return RunState(DIED, _death(now, events) or f"the driver has ended without a word {where}")
 
@@ -134,14 +149,16 @@ def driver_to_stop(below: Below, directory: Path, now: Current | None) -> int:
     """
     if now is None or now.driver is None or now.ended:
         raise StopError("the run is not running")
-    if not _is_here(now):
+    if now.host not in ("", socket.gethostname()):
         raise StopError(f"the run's driver is on {now.host}: stop it there")
+    if now.namespace not in ("", pid_namespace()):
+        raise StopError("the run's driver is in another container: stop it there")
     try:
         file = os.pidfd_open(now.driver)  # first: the process that is looked at is the one that gets the signal
     except (OSError, OverflowError):
         raise StopError("the run is not running") from None
     try:
-        if not _is_driver(now) or not _holds(now.driver, below.stamp(directory / "metrics.jsonl")):
+        if not _is_one_of_ours(now.driver, now.at) or not _holds(now.driver, below.stamp(directory / "metrics.jsonl")):
             raise StopError("the run is not running, or ending already")
     except BaseException:
         os.close(file)
@@ -169,30 +186,53 @@ def stop_run(below: Below, directory: Path) -> None:
         os.close(file)
 
 
-def _is_here(now: Current) -> bool:
-    return now.host in ("", socket.gethostname())
-
-
-def _is_alive(now: Current, metrics: Stamp | None) -> bool:
-    """Whether the driver's process is on this machine, and that of this run."""
-    if now.driver is None or not _is_here(now) or not _is_driver(now):
-        return False
+def _lives(now: Current, metrics: Stamp | None) -> bool | None:
+    """Whether the driver lives and is that of this run; None where that cannot be seen from here."""
+    if now.driver is None or now.host != socket.gethostname() or now.namespace != pid_namespace():
+        return None
+    lives = _is_one_of_ours(now.driver, now.at)
     # As it ends, it closes its files; a copy of the run has others.
-    return now.phase == END or _holds(now.driver, metrics) is not False
+    if lives and now.phase != END and _holds(now.driver, metrics) is False:
+        return None
+    return lives
 
 
-def _is_driver(now: Current) -> bool:
-    try:
-        process = psutil.Process(now.driver)
-        # A process that has begun later has only the same number.
-        began = process.create_time() <= now.at + 1
-        return (
-            began
-            and process.status() != psutil.STATUS_ZOMBIE
-            and any(word in part for part in process.cmdline() for word in _OURS)
-        )
-    except (psutil.Error, OSError, ValueError, OverflowError):
+def _is_starting(now: Current) -> bool:
+    """Whether the process lives that starts the driver again; the driver is known to be gone."""
+    return now.starter not in (None, now.driver) and _is_one_of_ours(now.starter, now.at) is True
+
+
+def _is_one_of_ours(pid: int, at: float) -> bool | None:
+    """Whether a process of this number lives that was there at that time, and is Tandem's; None where there is one that
+    cannot be looked at."""
+    if not _is_there(pid):
         return False
+    try:
+        process = psutil.Process(pid)
+        # A process that has begun later has only the same number.
+        if process.create_time() > at + 1 or process.status() == psutil.STATUS_ZOMBIE:
+            return False
+        return any(word in part for part in process.cmdline() for word in _OURS)
+    except (psutil.Error, OSError, ValueError, OverflowError):
+        return None if _is_there(pid) else False
+
+
+def _is_there(pid: int) -> bool:
+    """Whether the kernel knows a process of this number: /proc may hide those of other users."""
+    if pid < 1:  # which would mean others
+        return False
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        pass
+    return True
+
+
+def _roughly(seconds: float) -> str:
+    minutes = int(seconds // 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h"
 
 
 def _holds(pid: int, metrics: Stamp | None) -> bool | None:

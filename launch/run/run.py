@@ -19,7 +19,7 @@ from launch.checks.output import require_there
 from launch.config import RunConfig
 from launch.exports.hub import push_export
 from launch.kinds.table import job_kind
-from launch.run.attempt_link import AGAIN
+from launch.run.attempt_link import AGAIN, owner
 from launch.run.checkpoint import Checkpoints
 from launch.run.cluster import ray_cluster
 from launch.run.earlier import remove
@@ -61,7 +61,7 @@ def run(config: RunConfig, display: Display | None = None) -> int:
     Raises:
         UserError: a mistake of the user's that only the run itself could find.
     """
-    with interruptible(), display or Display() as display:
+    with interruptible(), display or Display() as display, contextlib.ExitStack() as until_it_ends:
         display.phase("preparing")
         benchmarks = job_kind(config).benchmarks
         if benchmarks:
@@ -73,7 +73,8 @@ def run(config: RunConfig, display: Display | None = None) -> int:
         reached = found.step if found else 0
         tracker = Tracker(config.directory, config, reached, display.warning)
         faults.open(anew=found is None, told=display.note)
-        now = Now(config.directory, faults.events, reached)
+        now = Now(config.directory, faults.events, reached, starter=owner())
+        until_it_ends.enter_context(now.kept_fresh())
         uploads = storage.uploads(faults.events, display.warning) if storage else None
         curves = CurveDrawer(config.directory, display.warning)
         size = Checkpoints(config).size_of_latest

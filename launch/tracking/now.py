@@ -12,7 +12,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,6 +28,8 @@ SYNC, EVALUATE, CHECKPOINT, END = "sync", "evaluate", "checkpoint", "end"
 _WORDS = {name: name for name in (ROLLOUT, SCORE, REFERENCE, UPDATE, SYNC, EVALUATE, CHECKPOINT)}
 _WORDS |= {"values": REFERENCE, "advantages": REFERENCE, "data": UPDATE, "exporting": END, "ending processes": END}
 """What the screen calls a phase -> its word here; whatever else there is comes before the first step."""
+_PATIENCE_S = 1.0
+"""For storage that takes long."""
 _TRAINS, _WAITS = {ROLLOUT, SCORE, REFERENCE, UPDATE}, {ROLLOUT, EVALUATE}
 """Phases that only a step has; and those in which the loop waits for groups of responses."""
 
@@ -41,6 +43,7 @@ class Now:
         events: Events,
         reached: int = 0,
         *,
+        starter: int | None = None,
         clock: Callable[[], float] = time.time,
         seconds: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -49,6 +52,7 @@ class Now:
             directory: of the run, with `logs/`; metrics.jsonl has the steps that are kept, and no others.
             events: of this attempt.
             reached: step that it goes on from.
+            starter: the process that starts the driver again when it dies; None: there is none.
             clock: seconds since 1970.
             seconds: for what this attempt takes.
         """
@@ -65,6 +69,7 @@ class Now:
         self.engines: Callable[[], tuple[int, int]] | None = None
         """Gives how many engines serve, and how many do or are to do so again."""
         self._since, self._steps = clock(), None
+        self._began_step, self._began_at, self._starter = reached, self._since, starter
         self._ended: tuple[str, str] | None = None
         self.phase(START)
 
@@ -72,7 +77,8 @@ class Now:
         """The run goes on from an earlier step than was said, where metrics.jsonl was cut; before its loop begins."""
         before, again = self._earlier, self._done - reached
         lost_s, elapsed_s = _kept_times(self._directory)
-        self._done, self._earlier = reached, Earlier(lost_s=lost_s, elapsed_s=elapsed_s)
+        self._done = self._began_step = reached
+        self._earlier = Earlier(lost_s=lost_s, elapsed_s=elapsed_s)
         if before.gap_s is not None:  # a fault has ended the attempt before: what came since is trained again
             gap_s = before.gap_s + before.elapsed_s - elapsed_s
             redone_steps = before.redone_steps + again
@@ -82,6 +88,7 @@ class Now:
     def start(self, done: int, steps: int | None = None) -> None:
         """The loop begins, with so many steps behind it, of so many that there are to be."""
         self._done, self._steps = done, steps
+        self._began_step = done
 
     def phase(self, name: str) -> None:
         """What the run does from now on, by the screen's name for it."""
@@ -120,13 +127,33 @@ class Now:
                 "step": self.events.step,
             }
             content |= {"phase": self.events.phase, "since": _written(self._since), "driver": os.getpid()}
-            content |= {"host": socket.gethostname()} | ({} if self._steps is None else {"steps": self._steps})
+            content |= {"host": socket.gethostname(), "namespace": pid_namespace()}
+            content |= {"began_step": self._began_step, "began_at": _written(self._began_at)}
+            content |= {} if self._starter is None else {"starter": self._starter}
+            content |= {} if self._steps is None else {"steps": self._steps}
             content |= {"elapsed_s": round(self.lost.now_s(), 3), "processes": dict(self.processes())}
             if self.engines:
                 content |= dict(zip(("engines_serving", "engines_expected"), self.engines(), strict=True))
             if self._ended:
                 content |= dict(zip(("ended", "why"), self._ended, strict=True))
             _put(self._path, self._partial, json.dumps(content).encode())
+
+    @contextlib.contextmanager
+    def kept_fresh(self, every_s: float = 30.0) -> Iterator[None]:
+        """Within the block it is written anew now and then: who cannot see the driver knows that it lives."""
+        over = threading.Event()
+
+        def go_on() -> None:
+            while not over.wait(every_s):
+                self.write()
+
+        thread = threading.Thread(target=go_on, name="now", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join(_PATIENCE_S)
 
     def _train_on(self) -> None:
         """The restart is over: from here on this attempt does what no earlier one has done, or has lost."""
@@ -198,6 +225,13 @@ def _ended_by_fault(events: Path, attempt: int) -> bool:
     lines = [line for line in read_events(events) if line["attempt"] >= attempt]
     over = {line["fault"] for line in lines if line["event"] == RECOVERED}
     return any(line["event"] == NOTICED and line["fault"] not in over for line in lines)
+
+
+def pid_namespace() -> str:
+    """Of the numbers of processes here: two containers may each have a process 7. Empty where it cannot be said."""
+    with contextlib.suppress(OSError):
+        return os.readlink("/proc/self/ns/pid")
+    return ""
 
 
 def _written(at: float) -> str:

@@ -5,9 +5,10 @@ Imports only the standard library: help must appear at once.
 
 import argparse
 import math
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
+
+from launch.page.access_token import RULE, is_token
 
 
 class UsageError(Exception):
@@ -161,7 +162,7 @@ def watch_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--port", metavar="N", type=_port, help="listen there (default: 8400, or the next free one)")
     parser.add_argument(
-        "--token", metavar="T", type=_token, help="lets stop runs, and see them from elsewhere (default: a random one)"
+        "--token", metavar="T", type=_token, help="lets see and stop runs (default: $TANDEM_WATCH_TOKEN, else random)"
     )
 
 
@@ -343,8 +344,8 @@ def _port(text: str) -> int:
 
 
 def _token(text: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9_-]{8,200}", text):  # a short one could be guessed, others be changed in an address
-        raise argparse.ArgumentTypeError("must be 8 to 200 letters, digits, - and _, got something else")
+    if not is_token(text):
+        raise argparse.ArgumentTypeError(RULE)
     return text
 
 

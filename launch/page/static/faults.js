@@ -121,10 +121,9 @@ function spanOf(event, seen) {
   return { event, from, noticed, to };
 }
 
-/** Time of the last that is known of a run. @param {any} run */
+/** Time of the last word of a run; 0 where it has said none. @param {any} run */
 function lastSeen(run) {
-  const began = run.attempts.length ? epochOf(run.attempts[0].at) : NaN;
-  return Number.isFinite(began) && run.elapsed_s ? began + run.elapsed_s : 0;
+  return epochOf(run.seen) || 0;
 }
 
 /** @param {any} fault @param {number} y @param {(at: number) => number} place @param {(event: any) => void} choose */
