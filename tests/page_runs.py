@@ -86,8 +86,10 @@ def write_long(directory: Path, *, steps: int) -> list[dict[str, float]]:
     return rows
 
 
-def say_now(directory: Path, step: int, phase: str, *, driver: int, at: float | None = None) -> None:
-    """Write logs/now.json; `at`: seconds since 1970 (default: when this step is to be)."""
+def say_now(
+    directory: Path, step: int, phase: str, *, driver: int, at: float | None = None, host: str | None = None
+) -> None:
+    """Write logs/now.json; `at`: seconds since 1970 (default: when this step is to be), `host`: the driver's (this)."""
     when = _at(step) if at is None else datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds")
     now = {"at": when, "attempt": 1, "step": step, "phase": phase, "since": when, "driver": driver}
     now |= {"host": socket.gethostname(), "namespace": pid_namespace(), "began_step": 0, "began_at": _at(0)}
