@@ -92,7 +92,7 @@ def say_now(
     """Write logs/now.json; `at`: seconds since 1970 (default: when this step is to be), `host`: the driver's (this)."""
     when = _at(step) if at is None else datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds")
     now = {"at": when, "attempt": 1, "step": step, "phase": phase, "since": when, "driver": driver}
-    now |= {"host": socket.gethostname(), "namespace": pid_namespace(), "began_step": 0, "began_at": _at(0)}
+    now |= {"host": host or socket.gethostname(), "namespace": pid_namespace(), "began_step": 0, "began_at": _at(0)}
     now |= {"elapsed_s": step * STEP_S, "processes": {"policy[0]": driver}, "engines_serving": 2, "engines_expected": 2}
     (directory / "logs/now.json").write_text(json.dumps(now))
 
