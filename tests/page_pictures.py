@@ -4,7 +4,6 @@ python -m tests.page_pictures    needs playwright, and Chromium
 """
 
 import io
-import os
 import shutil
 import tempfile
 import time
@@ -30,7 +29,7 @@ def pictures(directory: Path) -> None:
     """Write them, of runs that are made in a directory."""
     run = write_run(directory / "grpo", steps=180, seed=1)
     add_faults(run, 180)
-    say_now(run, 181, "rollout", driver=os.getpid(), at=time.time())
+    say_now(run, 181, "rollout", driver=1, at=time.time(), host="another")
     write_run(directory / "grpo-slower", steps=120, seed=2, lr=3e-7)
     watch = Watch(directory)
     try:

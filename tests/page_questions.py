@@ -21,8 +21,8 @@ CONTRASTS = """() => {
 }"""
 """Contrast of each kind of text with the ground: [name, ratio]."""
 MATHS = """async () => {
-    const [{wordDiff}, {smoothed, thinned}, {barsOf}] = await Promise.all(
-        ["diff", "series", "groups"].map((name) => import(`/${name}.js`)));
+    const [{wordDiff}, {smoothed, thinned}, {barsOf}, {Report}] = await Promise.all(
+        ["diff", "series", "groups", "report"].map((name) => import(`/${name}.js`)));
     let seed = 1;
     const chance = (most) => (seed = (seed * 48271) % 2147483647) % most;
     const text = () => Array.from({length: chance(30)}, () => "abcd"[chance(4)] + " \\n"[chance(2)]).join("");
@@ -35,10 +35,17 @@ MATHS = """async () => {
     const long = wordDiff("a ".repeat(5000), "b ".repeat(5000)).map(({kind}) => kind);
     const rewards = [null, ...Array.from({length: 100}, (_, place) => place / 99)];
     const bars = barsOf(rewards);
+    const rounded = (values) => values.map((value) => Math.round(1000 * value));
+    const answers = {
+        "/api/metrics?id=a%2Fb": {step: [4, 6], values: {a: [0, 4], b: [0, 0]}},
+        "/api/metrics?id=a%2Fb&mean=1": {step: [5], values: {a: [2], b: [0]}, counts: {a: [9], b: [9]}},
+    };
     return {
         long,
         kept: wordDiff("one two three", "one 2 three").map(({kind, text}) => `${kind} ${text}`),
-        smooth: smoothed([2, 2, 2, 5], 0.5).map((value) => Math.round(1000 * value)),
+        smooth: rounded(smoothed({values: [2, 2, 2, 5]}, 0.5)),
+        even: rounded(smoothed({values: [2, 5], counts: [3, 1]}, 0.5)),
+        means: new Report({answers}).metrics({id: "a/b", names: "a", mean: 1}),
         thin: thinned({steps: [1, 2, 3, 4, 5], values: [5, 6, 7, 8, 9]}, 3),
         bars: [bars.length, bars.reduce((sum, {count}) => sum + count, 0)],
         each: rewards.every((reward) => bars.filter(({holds}) => holds(reward)).length === 1),

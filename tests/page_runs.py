@@ -23,6 +23,14 @@ BEGAN = time.time() - 181 * STEP_S
 """Seconds since 1970 at which every run here begins: one of 180 steps goes on now."""
 SAMPLES = 8
 CHECKPOINT_EVERY = 20
+DRIVER = """
+import signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
+with open(sys.argv[1], "a"):  # as a driver holds it
+    print("ready", flush=True)
+    time.sleep(60)
+"""
+"""A program that ends at SIGTERM; its arguments: the file that it holds open, and words that make it a driver."""
 _PHRASES = ("first count the boxes", "then", "add what is left over", "divide by two", "and carry one", "so we get")
 
 
@@ -36,7 +44,7 @@ def write_run(directory: Path, *, steps: int, of: int = 300, seed: int = 0, lr: 
     (directory / "config.json").write_text(json.dumps(config.model_dump(mode="json"), indent=2))
     add_steps(directory, 0, steps, seed=seed, prompts=prompts)
     for number in (0, 1):
-        lines = (f"{_at(step)} engine {number}: step {step}, {SAMPLES} responses\n" for step in range(steps))
+        lines = (f"{_at(step)} engine {number}: step {step}, {SAMPLES} responses\n" for step in range(number, steps))
         (directory / f"logs/rollout-{number}.log").write_text("".join(lines))
     return directory
 
@@ -50,7 +58,7 @@ def add_steps(directory: Path, first: int, last: int, *, seed: int = 0, prompts:
         if step:
             written = _samples(step, chance, prompts)
             samples += written
-            tokens.append(_tokens(written[0], chance))
+            tokens.append(_tokens(next(row for row in written if row["group"] == row["sample"] == 0), chance))
         if step % 10 == 0:
             held_out += _held_out(step, chance)
         if step and step % CHECKPOINT_EVERY == 0:
@@ -63,11 +71,28 @@ def add_steps(directory: Path, first: int, last: int, *, seed: int = 0, prompts:
     say_now(directory, last, "rollout", driver=0)
 
 
-def say_now(directory: Path, step: int, phase: str, *, driver: int, at: float | None = None) -> None:
-    """Write logs/now.json; `at`: seconds since 1970 (default: when this step is to be)."""
+def write_long(directory: Path, *, steps: int) -> list[dict[str, float]]:
+    """Put a long run's metrics.jsonl in place, in which few steps take much longer; returns the seconds of each step by
+    phase, and of the whole as `step`."""
+    rows = [{"rollout": 60.0 if step % 97 == 0 else 1.0} for step in range(1, steps + 1)]
+    for row in rows[49::50]:
+        row["evaluate"] = 40.0
+    for row in rows:
+        row["step"] = sum(row.values()) + 0.4
+    timed = [{"step": 90.0, "evaluate": 80.0}, *rows]  # before the first one
+    with (directory / "metrics.jsonl").open("w") as out:
+        for step, row in enumerate(timed):
+            out.write(json.dumps({"step": step, **{f"time/{name}": seconds for name, seconds in row.items()}}) + "\n")
+    return rows
+
+
+def say_now(
+    directory: Path, step: int, phase: str, *, driver: int, at: float | None = None, host: str | None = None
+) -> None:
+    """Write logs/now.json; `at`: seconds since 1970 (default: when this step is to be), `host`: the driver's (this)."""
     when = _at(step) if at is None else datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds")
     now = {"at": when, "attempt": 1, "step": step, "phase": phase, "since": when, "driver": driver}
-    now |= {"host": socket.gethostname(), "namespace": pid_namespace(), "began_step": 0, "began_at": _at(0)}
+    now |= {"host": host or socket.gethostname(), "namespace": pid_namespace(), "began_step": 0, "began_at": _at(0)}
     now |= {"elapsed_s": step * STEP_S, "processes": {"policy[0]": driver}, "engines_serving": 2, "engines_expected": 2}
     (directory / "logs/now.json").write_text(json.dumps(now))
 
@@ -144,7 +169,7 @@ def _metrics(step: int, chance: random.Random) -> dict[str, Any]:
 
 
 def _samples(step: int, chance: random.Random, prompts: int) -> list[dict[str, Any]]:
-    """The lines of a step: whole groups, with rewards of two sources."""
+    """The lines of a step, the best ones first: whole groups, with rewards of two sources."""
     rows = []
     for group in range(prompts):
         boxes = 3 + group + step % 7
@@ -172,7 +197,7 @@ def _samples(step: int, chance: random.Random, prompts: int) -> list[dict[str, A
                     "answer": str(12 * boxes - 5),
                 }
             )
-    return rows
+    return sorted(rows, key=lambda row: (-row["reward"], row["sample"], row["group"]))
 
 
 def _tokens(row: dict[str, Any], chance: random.Random) -> dict[str, Any]:
@@ -226,6 +251,7 @@ class Watch:
 
     def start(self) -> None:
         command = [sys.executable, "-m", "launch", "watch", str(self.directory), "--port", str(self.port)]
+        command += ["--token", "one-for-all-starts-of-it"]
         self.process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
         self.address = self.process.stdout.readline().split()[0]

@@ -1,13 +1,11 @@
 """The page in a real browser, over the real server: seen, pressed and typed into as a reader does."""
 
 import json
-import os
 import re
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,86 +13,15 @@ import pytest
 
 from launch.page.report_file import write_report
 from tests.page_questions import CONTRASTS, MATHS, UNNAMED
-from tests.page_runs import Watch, add_faults, add_steps, say_now, write_run
+from tests.page_reader import CHROMIUM, NO_CHROMIUM, NO_PLAYWRIGHT, HeldUp, Reader, copied, cut_back
+from tests.page_runs import DRIVER, Watch, add_steps, say_now, write_long
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (pip install playwright)")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no Chromium is installed (Debian: apt-get install chromium)")
-expect = sync_api.expect
+expect = pytest.importorskip("playwright.sync_api", reason=NO_PLAYWRIGHT).expect
+pytestmark = pytest.mark.skipif(not CHROMIUM, reason=NO_CHROMIUM)
+pytest_plugins = ("tests.page_browser",)
 
-DEADLINE_MS = 8000
-STEPS = 40
 TABS = ("curves", "phases", "faults", "groups", "heldout", "settings", "logs")
 ODD = "<script>window.harmed = 1</script><img src=x onerror='window.harmed = 1'>\x07\x1b[31mred \u202e end"
-DRIVER = """
-import signal, sys, time
-signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
-with open(sys.argv[1], "a"):  # as a driver holds it
-    print("ready", flush=True)
-    time.sleep(60)
-"""
-
-
-class Reader:
-    """A tab of the browser, in which nothing may go wrong unseen."""
-
-    def __init__(self, browser: Any, watch: Watch) -> None:
-        self.watch, self.wrong = watch, list[str]()
-        self.page = browser.new_page(viewport={"width": 1280, "height": 800})
-        self.page.set_default_timeout(DEADLINE_MS)
-        self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
-        self.page.on("console", lambda line: line.type == "error" and self.wrong.append(line.text))
-        self.page.on("response", lambda answer: answer.status >= 400 and self.wrong.append(answer.url))
-        self.page.on("requestfailed", self._failed)
-
-    def _failed(self, request: Any) -> None:
-        if request.failure != "net::ERR_ABORTED":  # what is on its way when the view is left
-            self.wrong.append(f"{request.url}: {request.failure}")
-
-    def open(self, address: str = "", **words: str) -> Any:
-        """Show a view, of the server or of another address; returns the page."""
-        where = "".join(f"&{name}={value}" for name, value in words.items())
-        self.page.goto("about:blank")
-        self.page.goto(address or f"{self.watch.address}#{where}")
-        self.page.locator("h1").wait_for()
-        return self.page
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with sync_api.sync_playwright() as playwright:
-        # As root, Chromium has no sandbox; what is shown here is our own page.
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
-@pytest.fixture(scope="module")
-def watch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watch]:
-    directory = tmp_path_factory.mktemp("outputs")
-    write_run(directory / "first", steps=STEPS, seed=1)
-    add_faults(directory / "first", STEPS)
-    write_run(directory / "second", steps=20, seed=2, lr=3e-6)
-    watch = Watch(directory)
-    yield watch
-    watch.end()
-
-
-@pytest.fixture(scope="module")
-def tab(browser: Any, watch: Watch) -> Reader:
-    return Reader(browser, watch)
-
-
-@pytest.fixture
-def reader(tab: Reader) -> Iterator[Reader]:
-    yield tab
-    wrong, tab.wrong = tab.wrong, []
-    assert wrong == []
-
-
-def copied(watch: Watch, name: str) -> Path:
-    """A run that a test may change."""
-    return Path(shutil.copytree(watch.directory / "second", watch.directory / name))
 
 
 def test_runs_are_listed_and_drawn_over_each_other(reader: Reader) -> None:
@@ -155,10 +82,97 @@ def test_a_curve_grows_with_its_run_and_is_cut_with_it(reader: Reader, watch: Wa
     add_steps(run, 24, 24)
     page.evaluate(see, False)
     expect(curve).to_have_accessible_name(re.compile("at step 24"), timeout=3000)
-    kept = (run / "metrics.jsonl").read_text().splitlines(keepends=True)[:13]
-    (run / "metrics.new").write_text("".join(kept))
-    os.replace(run / "metrics.new", run / "metrics.jsonl")
+    cut_back(run, 12)
     expect(curve).to_have_accessible_name(re.compile("at step 12"), timeout=3000)
+
+
+def test_a_run_beside_is_cut_with_its_file_also_where_another_is_gone(browser: Any, watch: Watch) -> None:
+    run, other = copied(watch, "beside"), copied(watch, "besides")
+    reader = Reader(browser, watch)
+    reader.page.clock.install()
+    page = reader.open(run="first", beside="besides&beside=beside")
+    entropy = page.get_by_role("img", name=re.compile("^entropy"))
+    expect(entropy).to_have_accessible_name(re.compile("; beside from .* at step 20"))
+    shutil.rmtree(other)
+    cut_back(run, 12)
+    page.clock.fast_forward(6000)
+    expect(entropy).to_have_accessible_name(re.compile("; beside from .* at step 12"))
+    page.close()
+
+
+def test_seven_runs_at_most_are_drawn_over_another_one(reader: Reader, watch: Watch) -> None:
+    names = [f"few-{number}" for number in range(9)]
+    for name in names:
+        (watch.directory / name).mkdir()
+        (watch.directory / name / "metrics.jsonl").write_text('{"step": 1, "reward/mean": 0.5}\n')
+    page = reader.open()
+    for name in names[:8]:
+        page.get_by_role("checkbox", name=f"Choose {name}").check()
+    expect(page.get_by_role("checkbox", name="Choose few-8")).to_be_disabled()
+    expect(page.get_by_role("link", name="Curves of 8 runs together, the most there can be")).to_be_visible()
+    page = reader.open(run="first", beside="&beside=".join(names))
+    page.get_by_text("Beside 7 more, 2 left out: at most 7").click()
+    page.get_by_role("checkbox", name="few-0").uncheck()
+    expect(page.get_by_role("checkbox", name="few-8")).to_be_enabled()
+    for name in names:
+        shutil.rmtree(watch.directory / name)
+
+
+def test_steps_that_come_while_an_answer_is_waited_for_are_kept(reader: Reader, watch: Watch) -> None:
+    run = copied(watch, "waiting")
+    page = reader.open(run="waiting")
+    late = HeldUp(page, "api/metrics.*trainer_wait")
+    page.get_by_label("Metrics").fill("trainer_wait")
+    late.wait()
+    add_steps(run, 21, 21)
+    expect(page.get_by_role("img", name=re.compile("^reward:.*at step 21"))).to_be_visible()
+    late.let_go()
+    expect(page.get_by_role("img", name=re.compile("trainer_wait_seconds from .* at step 21,"))).to_be_visible()
+
+
+def test_an_answer_that_comes_late_is_not_shown(reader: Reader) -> None:
+    page = reader.open(run="first", tab="groups", step="9")
+    late = HeldUp(page, "api/groups.*step=8$")
+    page.get_by_role("button", name="Earlier step").dblclick()
+    expect(page.get_by_text("Step 7 (")).to_be_visible()
+    late.let_go()
+    assert page.evaluate("location.hash").endswith("step=7") and page.get_by_text("Step 7 (").is_visible()
+    late = HeldUp(page, "api/search.*text=boxed")
+    for text in ("boxed", "divide"):
+        page.get_by_label("Search all steps").fill(text)
+        page.get_by_label("Search all steps").press("Enter")
+    expect(page.locator(".hits li")).to_have_count(50)
+    late.let_go()
+    assert {*page.locator(".hits mark").all_text_contents()} == {"divide"}
+    page.get_by_role("link", name="Held-out").click()
+    late = HeldUp(page, "api/heldout.*prompt=1")
+    page.get_by_label("Held-out prompt").select_option(index=1)
+    page.get_by_label("Held-out prompt").select_option(index=2)
+    expect(page.locator("pre.prompt")).to_have_text("How many days are 4 weeks?")
+    late.let_go()
+    expect(page.locator("pre.prompt")).to_have_text("How many days are 4 weeks?")
+    page.get_by_role("link", name="Logs").click()
+    expect(page.locator(".log")).to_contain_text("engine 0: step 39")
+    late = HeldUp(page, "api/log.*rollout-1")
+    logs = page.get_by_role("combobox", name="Log")
+    logs.select_option("rollout-1.log")
+    with page.expect_response(re.compile("api/log.*rollout-0")):
+        logs.select_option("rollout-0.log")
+    late.let_go()
+    assert "engine 0: step 39" in page.locator(".log").text_content()
+
+
+def test_phases_of_a_long_run_are_means_of_all_its_steps(reader: Reader, watch: Watch) -> None:
+    rows = write_long(copied(watch, "long"), steps=5003)
+    of = {name: sum(row.get(name, 0.0) for row in rows) for name in ("rollout", "evaluate", "step")}
+    share = {name: f"{100 * of[name] / of['step']:.1f} %" for name in of}
+    page = reader.open(run="long")
+    with page.expect_response(re.compile("api/metrics.*mean=1")):
+        page.get_by_label("Smoothing").fill("0.9")
+    page.get_by_role("link", name="Phases").click()
+    name = f"Seconds of a step, by phase, on average: rollout {share['rollout']}, evaluate {share['evaluate']}, idle"
+    expect(page.get_by_role("img", name=name)).to_be_visible()
+    expect(page.get_by_role("row").filter(has_text="rollout")).to_contain_text(f"{of['rollout'] / 5003:.1f} s")
 
 
 def test_a_group_is_reached_by_keys_alone(reader: Reader) -> None:
@@ -180,8 +194,8 @@ def test_a_group_is_reached_by_keys_alone(reader: Reader) -> None:
     expect(page.get_by_role("heading", level=1)).to_have_text("first")
     tab_to("Groups")
     page.keyboard.press("Enter")
-    expect(page.get_by_role("heading", name=re.compile("Prompt 1"))).to_be_visible()
-    tab_to("Tokens of sample 0")
+    expect(page.get_by_role("heading", name=re.compile("Group 0"))).to_be_visible()
+    tab_to("Tokens of sample 0 of group 0")
     page.keyboard.press("Space")
     expect(page.get_by_role("dialog")).to_be_visible()
     page.keyboard.press("Escape")
@@ -195,12 +209,16 @@ def test_samples_are_chosen_by_reward_and_status_and_found_by_text(reader: Reade
     of_step = [row for row in rows if row["step"] == 7]
     cards = page.get_by_role("article")
     expect(cards).to_have_count(len(of_step))
+    assert page.locator(".sample header .quiet").all_text_contents() == 4 * [f"#{number}" for number in range(8)]
+    facts = page.locator(".group > header p")
+    expect(facts.first).to_have_text(re.compile(r"^8 of 8 shown, mean reward of those shown \d\.\d+$"))
     best = sum(row["reward"] == 1.1 for row in of_step)
     page.get_by_role("button", name=re.compile(rf"^{best} samples? with reward 1.100")).click()
     expect(cards).to_have_count(best)
     page.get_by_role("button", name=re.compile("with reward 1.100")).click()
     page.get_by_role("combobox", name="Status", exact=True).select_option("truncated")
     expect(cards).to_have_count(sum(row["status"] == "truncated" for row in of_step))
+    expect(facts.first).to_contain_text("1 of 8 shown")
     wanted = next(row["completion"] for row in rows if row["step"] == 31 and row["status"] == "ok")
     page.get_by_label("Search all steps").fill(wanted.partition("\n")[0][-60:])
     page.get_by_label("Search all steps").press("Enter")
@@ -243,7 +261,7 @@ def test_tokens_are_coloured_and_those_that_were_given_marked(reader: Reader) ->
 def test_markup_and_control_characters_are_text(reader: Reader, watch: Watch) -> None:
     run = copied(watch, "odd")
     row = {"step": 20, "prompt": ODD, "completion": ODD, "reward": None, "status": "failed", "answer": ODD}
-    long = row | {"completion": 100_000 * "long " + "at last"}
+    long = row | {"prompt": 6000 * "why " + "so", "completion": 100_000 * "long " + "at last"}
     (run / "samples.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(long) + "\n")
     (run / "eval_samples.jsonl").write_text(json.dumps({"row": 0, "group": 0, "sample": 0, **row}) + "\n")
     (run / "logs/rollout-0.log").write_text(ODD)
@@ -254,6 +272,10 @@ def test_markup_and_control_characters_are_text(reader: Reader, watch: Watch) ->
     expect(card).to_contain_text("not scored")
     other.get_by_role("button", name="Whole").click()
     expect(other).to_contain_text("long at last")
+    expect(page.get_by_text(re.compile("^1 shown, mean reward of those shown"))).to_have_count(2)
+    page.locator("summary").filter(has_text="why").click()
+    page.get_by_role("button", name="Whole prompt").click()
+    expect(page.locator("details.prompt pre")).to_have_text(re.compile("why so$"))
     assert page.evaluate("window.harmed") is None
     for tab in ("heldout", "logs"):
         expect(reader.open(run="odd", tab=tab).locator("main")).to_contain_text("␛[31mred [U+202E] end")
@@ -328,10 +350,18 @@ def test_what_is_computed_for_the_page_is_right(reader: Reader) -> None:
         "long": ["gone", "new"],
         "kept": ["same one ", "gone two ", "new 2 ", "same three"],
         "smooth": [2000, 2000, 2000, 3600],
+        "even": [2000, 3600],
+        "means": {"step": [5], "values": {"a": [2]}, "counts": {"a": [9]}},
         "thin": {"steps": [1, 3, 5], "values": [5, 7, 9]},
         "bars": [13, 101],
         "each": True,
     }
+
+
+def test_who_has_not_the_address_is_told_to_open_it(browser: Any, watch: Watch) -> None:
+    with browser.new_page() as page:
+        page.goto(watch.address.partition("?")[0])
+        expect(page.get_by_role("alert")).to_have_text("Open the address that `tandem watch` has printed.")
 
 
 def test_it_says_so_when_the_run_or_the_server_is_gone(reader: Reader, watch: Watch) -> None:

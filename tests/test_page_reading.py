@@ -172,7 +172,7 @@ def test_means_are_those_of_stretches_of_equal_length(values: list[float | None]
 
 
 def test_a_phase_that_few_steps_have_takes_its_share_of_their_stretch(tmp_path: Path) -> None:
-    rows: list[dict[str, Any]] = [{"step": 0, "time/evaluate": 90.0, "eval/reward/mean": 0.1}]
+    rows: list[dict[str, Any]] = [{"step": 0, "time/step": 99.0, "time/evaluate": 90.0, "eval/reward/mean": 0.1}]
     rows += [{"step": step, "time/step": 3.0, "time/update": 1.0} for step in range(1, 20)]
     rows[10] |= {"time/evaluate": 5.0, "eval/reward/mean": 0.5}
     append(tmp_path / "metrics.jsonl", rows)
@@ -182,6 +182,7 @@ def test_a_phase_that_few_steps_have_takes_its_share_of_their_stretch(tmp_path: 
         "time/step": [3.0] * 4, "time/evaluate": [0.0, 0.0, 1.0, 0.0], "time/update": [1.0] * 4,
         "eval/reward/mean": [0.1, None, 0.5, None],
     }  # fmt: skip
+    assert found["counts"]["time/evaluate"] == [4, 5, 5, 5] and found["counts"]["eval/reward/mean"] == [1, 0, 1, 0]
 
 
 def test_samples_are_found_by_step_also_where_lines_are_damaged(tmp_path: Path) -> None:

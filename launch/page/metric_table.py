@@ -111,23 +111,25 @@ class MetricTable:
 
 def averaged(table: MetricTable, names: Sequence[str], first: int, most: int) -> dict[str, Any]:
     """As `thinned`, with one point for each stretch: its middle step, and the mean of a metric over the steps that have
-    it. Of a phase it is that over all steps: one that has none has spent nothing in it."""
+    it, whose number `counts` has beside `values`. Of time/step and the phases it is that over all steps from 1 on: one
+    that has no such phase has spent nothing in it, and 0 is an evaluation before the first."""
     steps = table.steps[first:]
     if len(steps) <= most:
         return thinned(table, names, first, most)
     size = -(-len(steps) // max(1, most))  # rounded up
     starts = np.arange(0, len(steps), size)
     middles = (starts + np.minimum(starts + size, len(steps)) - 1) // 2
-    timed = ~np.isnan(table.column("time/step")[first:])
-    phases = phases_of(names) if timed.any() else ()
-    values = {}
+    timed = ~np.isnan(table.column("time/step")[first:]) & (steps > 0)
+    phases = {"time/step", *phases_of(names)} if timed.any() else set[str]()
+    values, counts = {}, {}
     for name in names:
         column = table.column(name)[first:]
         there = timed if name in phases else ~np.isnan(column)
         sums = np.add.reduceat(np.where(there, np.nan_to_num(column), 0.0), starts)
-        counts = np.add.reduceat(there.astype(np.int64), starts)
-        values[name] = finite_or_none(np.divide(sums, counts, out=np.full(len(sums), np.nan), where=counts > 0))
-    return {"step": steps[middles].tolist(), "values": values}
+        known = np.add.reduceat(there.astype(np.int64), starts)
+        values[name] = finite_or_none(np.divide(sums, known, out=np.full(len(sums), np.nan), where=known > 0))
+        counts[name] = known.tolist()
+    return {"step": steps[middles].tolist(), "values": values, "counts": counts}
 
 
 def thinned(table: MetricTable, names: Sequence[str], first: int, most: int) -> dict[str, Any]:

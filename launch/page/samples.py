@@ -116,7 +116,8 @@ def search_samples(
         if row is None:
             continue
         if (not status or row.get("status") == status) and (hit := _hit(row, folded)):
-            hits.append({"step": step, "index": index, **hit})
+            place_in_step = {name: whole_number(row.get(name)) for name in ("group", "sample")}
+            hits.append({"step": step, "index": index, **place_in_step, **hit})
     return {"hits": hits, "more": None}
 
 

@@ -1,4 +1,4 @@
-/** What is shown, as the address after `#` says: it can be linked, and never holds the token. */
+/** What is shown, as the address after `#` says: it can be linked. */
 
 /**
  * @typedef {object} Address
@@ -9,16 +9,8 @@
  * @property {string[]} beside ids of the runs that are drawn over it
  */
 
-/** Take the token out of the address, before anything can be copied from it. @returns {string} */
-export function takeToken() {
-  const words = new URLSearchParams(location.hash.slice(1));
-  const token = words.get("token") ?? "";
-  if (token) {
-    words.delete("token");
-    history.replaceState(null, "", `#${words}`);
-  }
-  return token;
-}
+/** Runs that are drawn over another one: the server keeps eight in memory, and so many colours are told apart. */
+export const MOST_BESIDE = 7;
 
 /** @returns {Address} */
 export function readAddress() {

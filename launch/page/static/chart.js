@@ -12,6 +12,7 @@ import { colour, onTheme } from "./theme.js";
  * @property {number} hue place among the colours
  * @property {number} dash place among the dashes
  * @property {import("./series.js").Points} points
+ * @property {import("./series.js").Points} means what is smoothed, where it is read: else the points are
  * @typedef {{from: number, to: number} | null} Range of steps; null: all
  */
 
@@ -153,12 +154,13 @@ export class Chart {
   }
 
   data() {
-    const tables = this.lines.flatMap(({ points: { steps, values } }) => {
-      const shown = this.log ? values.map((value) => (value > 0 ? value : null)) : values;
-      const smooth = this.smoothing
-        ? [[steps, smoothed(values, this.smoothing).map((value) => (value > 0 || !this.log ? value : null))]]
-        : [];
-      return [[steps, shown], ...smooth];
+    const shown = (/** @type {number[]} */ values) =>
+      this.log ? values.map((value) => (value > 0 ? value : null)) : values;
+    const tables = this.lines.flatMap(({ points, means }) => {
+      const own = [points.steps, shown(points.values)];
+      if (!this.smoothing) return [own];
+      const even = means.steps.length ? means : points;
+      return [own, [even.steps, shown(smoothed(even, this.smoothing))]];
     });
     return /** @type {any} */ (globalThis).uPlot.join(tables);
   }

@@ -1,12 +1,14 @@
 /** Search of all completions of a run, by text and status. */
 
 import { choice, field, fill, h, visible } from "./dom.js";
+import { nameOf } from "./group.js";
 
 const MOST = 50;
 
 /** @param {import("./run.js").Context} context @param {(step: number, sample: number) => void} open */
 export function searchForm(context, open) {
   let status = "";
+  let turn = 0;
   const words = h("input", { type: "search", placeholder: "text in completions and prompts" });
   const statuses = choice(
     [
@@ -33,29 +35,37 @@ export function searchForm(context, open) {
   /** @param {Event} event */
   async function begin(event) {
     event.preventDefault();
+    turn += 1;
     fill(list);
     more.hidden = true;
-    if (!words.value && !status) {
-      said.textContent = "";
-      return;
-    }
-    await goOn(0, 0);
+    said.textContent = "";
+    if (words.value || status) await goOn({ text: words.value, status }, 0, 0);
   }
 
-  /** @param {number} from place at which to go on @param {number} before hits so far */
-  async function goOn(from, before) {
+  /**
+   * @param {{text: string, status: string}} asked
+   * @param {number} from place at which to go on @param {number} before hits so far
+   */
+  async function goOn(asked, from, before) {
+    const mine = (turn += 1);
     said.textContent = "Searching …";
-    const asked = { id: context.id, text: words.value, status, from, most: MOST };
-    const found = await context.source.get("search", asked);
+    let found;
+    try {
+      found = await context.source.get("search", { id: context.id, ...asked, from, most: MOST });
+    } finally {
+      if (mine === turn) said.textContent = "";
+    }
+    if (mine !== turn) return; // something else is searched for meanwhile
     const count = before + found.hits.length;
     said.textContent = `${count || "No"} ${count === 1 ? "sample" : "samples"}${found.more === null ? "" : " so far"}.`;
     list.append(...found.hits.map((/** @type {any} */ hit) => h("li", {}, hitElement(hit, asked.text))));
     more.hidden = found.more === null;
-    more.onclick = () => goOn(found.more, count);
+    more.onclick = () => goOn(asked, found.more, count);
   }
 
   /** @param {any} hit @param {string} text */
-  function hitElement({ step, index, completion }, text) {
+  function hitElement(hit, text) {
+    const { step, index, completion } = hit;
     const act = (/** @type {Event} */ event) => {
       event.preventDefault();
       open(step, index);
@@ -64,7 +74,7 @@ export function searchForm(context, open) {
     return h(
       "a",
       { href: link, on: { click: act } },
-      h("b", {}, `step ${step}, sample ${index}`),
+      h("b", {}, `step ${step}, ${nameOf(hit)}`),
       " ",
       marked(visible(completion), text),
     );

@@ -1,9 +1,10 @@
 /** The curves of a run, several runs over each other where the reader chooses so. */
 
+import { MOST_BESIDE } from "./address.js";
 import { Chart } from "./chart.js";
 import { field, fill, h, settled, table } from "./dom.js";
 import { marksOf } from "./marks.js";
-import { Series } from "./series.js";
+import { RunSeries } from "./series.js";
 
 const MOST_FOUND = 24;
 const OTHERS_MS = 5000;
@@ -14,12 +15,14 @@ const OTHERS_MS = 5000;
  */
 export async function curvesTab(context) {
   const { source, series } = context;
-  /** @type {Map<string, Series>} */
+  /** @type {Map<string, RunSeries>} */
   const others = new Map();
+  let chosen = context.address().beside;
   /** @type {Chart[]} */
   let charts = [];
-  let [shape, toldMarks] = ["", ""];
-  let smoothing = 0;
+  /** What is drawn, and what is to be as soon as its values are there. */
+  let [shape, asked, toldMarks] = ["", "", ""];
+  let [smoothing, turn] = [0, 0];
   /** @type {import("./chart.js").Range} */
   let range = null;
 
@@ -46,15 +49,17 @@ export async function curvesTab(context) {
   );
   const grid = h("div.panels");
   const events = h("details.events");
-  const beside = h("details.beside");
+  const beside = h("details.beside", {}, h("summary"), h("div.menu"));
   const bar = h("div.bar", {}, field("Smoothing", slider), weight, field("Metrics", search), whole, beside);
   const element = h("div", {}, bar, said, grid, hint, events);
 
   /** @param {number} value */
   function smooth(value) {
+    const begins = value > 0 && !smoothing;
     smoothing = value;
     weight.textContent = String(value);
     redraw();
+    if (begins) show();
   }
 
   /** @param {import("./chart.js").Range} chosen */
@@ -66,14 +71,33 @@ export async function curvesTab(context) {
 
   /** The panels, as the run has them or as was searched for. */
   async function show() {
+    const mine = (turn += 1);
     const panels = wanted();
-    const names = panels.flatMap((panel) => panel.metrics);
-    const read = [...others].map(([id, each]) => each.load(names).catch(() => others.delete(id))); // one may be gone
-    await Promise.all([series.load(names), ...read]);
-    const now = JSON.stringify(panels);
-    if (now !== shape) build(panels);
-    shape = now;
+    asked = JSON.stringify(panels);
+    try {
+      await load(panels.flatMap((panel) => panel.metrics));
+    } catch (error) {
+      if (mine === turn) asked = shape;
+      throw error;
+    }
+    if (mine !== turn) return; // others are wanted meanwhile
+    if (asked !== shape) build(panels);
+    shape = asked;
     redraw();
+  }
+
+  /** @param {string[]} names */
+  async function load(names) {
+    const smooth = smoothing > 0;
+    const read = [...others].map(([id, each]) => each.load(names, smooth).catch((error) => leave(id, error)));
+    await Promise.all([series.load(names, smooth), Promise.allSettled(read)]); // what another one lacks harms no one
+  }
+
+  /** @param {string} id @param {any} error */
+  function leave(id, error) {
+    if (error.status !== 404) throw error;
+    others.delete(id);
+    tellOthers();
   }
 
   /** @returns {{title: string, metrics: string[], log: boolean}[]} */
@@ -121,7 +145,8 @@ export async function curvesTab(context) {
         label: runs.length === 1 ? metric : metrics.length === 1 ? name : `${name} ${metric}`,
         hue: runs.length === 1 ? place : run,
         dash: place,
-        points: each.of(metric),
+        points: each.plain.of(metric),
+        means: each.means.of(metric),
       })),
     );
   }
@@ -147,44 +172,52 @@ export async function curvesTab(context) {
     const boxes = offered.map((/** @type {any} */ run) => {
       const box = h("input", {
         type: "checkbox",
-        checked: others.has(run.id),
+        value: run.id,
         on: { change: () => choose(run.id, box.checked) },
       });
       return h("label", {}, box, run.id);
     });
-    fill(
-      beside,
-      h("summary", {}, others.size ? `Beside ${others.size} more` : "Compare runs"),
-      h("div.menu", {}, boxes),
-    );
+    fill(beside.querySelector(".menu"), h("p.quiet", {}, `At most ${MOST_BESIDE} beside this one.`), boxes);
     beside.hidden = !offered.length;
+    tellOthers();
   }
 
-  /** @param {string} id @param {boolean} chosen */
-  async function choose(id, chosen) {
-    if (chosen) others.set(id, new Series(source, id));
+  function tellOthers() {
+    const left = chosen.length - MOST_BESIDE;
+    const most = left > 0 ? `, ${left} left out: at most ${MOST_BESIDE}` : "";
+    beside.querySelector("summary").textContent = others.size ? `Beside ${others.size} more${most}` : "Compare runs";
+    for (const box of beside.querySelectorAll("input")) {
+      box.checked = others.has(box.value);
+      box.disabled = !box.checked && others.size >= MOST_BESIDE;
+    }
+  }
+
+  /** @param {string} id @param {boolean} isChosen */
+  async function choose(id, isChosen) {
+    if (isChosen) others.set(id, new RunSeries(source, id));
     else others.delete(id);
-    context.note({ beside: [...others.keys()] });
-    beside.querySelector("summary").textContent = others.size ? `Beside ${others.size} more` : "Compare runs";
+    chosen = [...others.keys()];
+    context.note({ beside: chosen });
+    tellOthers();
     await show();
   }
 
-  for (const id of context.address().beside) others.set(id, new Series(source, id));
+  for (const id of chosen.slice(0, MOST_BESIDE)) others.set(id, new RunSeries(source, id));
   tellEvents();
   await Promise.all([show(), offerOthers()]);
   const timer = setInterval(() => {
-    if (source.isLive && others.size)
-      Promise.all([...others.values()].map((each) => each.more())).then(redraw, () => {});
+    if (source.isLive && others.size) Promise.allSettled([...others.values()].map((each) => each.more())).then(redraw);
   }, OTHERS_MS);
   return {
     element,
     shown: redraw,
     onRun: () => {
       tellEvents();
-      if (JSON.stringify(wanted()) !== shape) show();
+      if (JSON.stringify(wanted()) !== asked) show();
     },
     onSteps: redraw,
     close: () => {
+      turn += 1;
       clearInterval(timer);
       charts.forEach((chart) => chart.close());
     },

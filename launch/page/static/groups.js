@@ -2,7 +2,7 @@
 
 import { searchForm } from "./completions.js";
 import { choice, field, fill, h } from "./dom.js";
-import { groupElement } from "./group.js";
+import { asSampled, groupElement, shownOf } from "./group.js";
 import { counted, number } from "./numbers.js";
 
 const MOST_BARS = 12;
@@ -14,6 +14,9 @@ export async function groupsTab(context) {
   let steps = [];
   /** @type {any} */
   let found = { step: null, groups: [] };
+  /** The step that is shown, or is to be as soon as it is there. @type {number | null} */
+  let wanted = null;
+  let [turn, turnOfSteps] = [0, 0];
   /** @type {((reward: number | null) => boolean) | null} */
   let inBar = null;
   let [barName, shownText] = ["", ""];
@@ -75,13 +78,16 @@ export async function groupsTab(context) {
   );
 
   async function readSteps() {
-    steps = (await source.get("samples", { id })).steps;
+    const mine = (turnOfSteps += 1);
+    const answer = await source.get("samples", { id });
+    if (mine !== turnOfSteps) return; // asked again meanwhile
+    steps = answer.steps;
     input.max = String(steps.at(-1)?.step ?? 0);
   }
 
   /** @param {number} by */
   function move(by) {
-    const place = steps.findIndex(({ step }) => step === found.step);
+    const place = steps.findIndex(({ step }) => step === wanted);
     const next = steps[Math.max(0, Math.min(steps.length - 1, place + by))];
     if (next) open(next.step);
   }
@@ -101,7 +107,16 @@ export async function groupsTab(context) {
       said.textContent = "This run has written no completions.";
       return;
     }
-    found = await source.get("groups", { id, step });
+    const mine = (turn += 1);
+    wanted = step;
+    try {
+      const answer = await source.get("groups", { id, step });
+      if (mine !== turn) return; // another step was chosen meanwhile, or another view
+      found = answer;
+    } catch (error) {
+      if (mine === turn) wanted = found.step;
+      throw error;
+    }
     [inBar, barName] = [null, ""];
     input.value = String(step);
     context.note({ tab: "groups", step: String(step), sample: sample === null ? "" : String(sample) });
@@ -117,9 +132,14 @@ export async function groupsTab(context) {
   function show() {
     const all = found.groups.flatMap((/** @type {any} */ group) => group.samples);
     drawBars(all);
-    const whole = [...found.groups].sort((one, other) => other.samples.length - one.samples.length);
+    const whole = [...found.groups].sort(
+      (one, other) => other.samples.length - one.samples.length || one.samples[0].group - other.samples[0].group,
+    );
     const shown = whole
-      .map((/** @type {any} */ group) => ({ ...group, samples: ordered(group.samples.filter(kept)) }))
+      .map((/** @type {any} */ group) => {
+        const samples = ordered(group.samples.filter(kept));
+        return { ...group, samples, shown: shownOf(samples.length, group.samples, drawn) };
+      })
       .filter((/** @type {any} */ group) => group.samples.length);
     const count = shown.reduce((/** @type {number} */ sum, /** @type {any} */ group) => sum + group.samples.length, 0);
     const chosen = barName ? ` with reward ${barName}` : "";
@@ -142,7 +162,7 @@ export async function groupsTab(context) {
   function ordered(samples) {
     return order === "best"
       ? [...samples].sort((one, other) => (other.reward ?? -Infinity) - (one.reward ?? -Infinity))
-      : samples;
+      : asSampled(samples);
   }
 
   /** @param {any[]} samples */
@@ -170,7 +190,8 @@ export async function groupsTab(context) {
     fill(bars, buttons);
   }
 
-  await readSteps();
+  const [{ config }] = await Promise.all([source.get("config", { id }), readSteps()]);
+  const drawn = config["algorithm.samples_per_prompt"];
   const { step, sample } = context.address();
   await open(step ? Number(step) : steps.at(-1)?.step, sample ? Number(sample) : null);
   return {
@@ -180,6 +201,7 @@ export async function groupsTab(context) {
       if (found.step === null) await open(steps.at(-1)?.step);
       else tell(); // what is read stays
     },
+    close: () => (turn += 1),
   };
 }
 

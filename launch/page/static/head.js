@@ -96,16 +96,11 @@ function tileElement({ metric, title, value, first, better }) {
 /** @param {import("./run.js").Context} context */
 function confirmStop(context) {
   const said = h("p.wrong", { role: "alert" });
-  const token = h("input", { type: "password", autocomplete: "off", value: context.source.token });
-  const missing = context.source.token
-    ? null
-    : h("label.field", {}, h("span", {}, "Token, from the address that `tandem watch` has printed"), token);
   const stop = h("button.primary", { type: "button", on: { click: act } }, "Stop the run");
   const keep = h("button", { type: "button", on: { click: () => dialog.close() } }, "Keep it running");
   const dialog = openDialog(
     `Stop ${context.run().name}?`,
     h("p", {}, "It finishes its step, saves a checkpoint and ends. A later start goes on from there."),
-    missing,
     said,
     h("div.bar", {}, stop, keep),
   );
@@ -113,8 +108,7 @@ function confirmStop(context) {
   async function act() {
     stop.disabled = true;
     try {
-      await context.source.stop(context.id, token.value.trim());
-      context.source.token = token.value.trim();
+      await context.source.stop(context.id);
       const close = h("button", { type: "button", on: { click: () => dialog.close() } }, "Close");
       fill(dialog, h("p", { role: "status" }, "The run was asked to stop."), h("div.bar", {}, close));
       close.focus();

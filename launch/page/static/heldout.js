@@ -9,16 +9,16 @@ export async function heldOutTab(context) {
   const { source, id } = context;
   const { prompts } = await source.get("heldout", { id });
   if (!prompts.length) return { element: h("p", {}, "This run has written no completions of held-out prompts.") };
-  let prompt = Number(prompts[0].number);
+  const first = Number(prompts[0].number);
   /** @type {any} */
   let found = { steps: [] };
-  let [older, newer] = [0, 0];
+  let [older, newer, turn] = [0, 0, 0];
 
   const offered = prompts.map((/** @type {any} */ each) => [
     String(each.number),
     `${each.number}: ${visible(each.prompt).slice(0, 80)}`,
   ]);
-  const chooser = choice(offered, String(prompt), (chosen) => open(Number(chosen)));
+  const chooser = choice(offered, String(first), (chosen) => open(Number(chosen)));
   const said = h("pre.prompt");
   const pair = h("div.bar");
   const shown = h("div");
@@ -27,8 +27,10 @@ export async function heldOutTab(context) {
 
   /** @param {number} chosen */
   async function open(chosen) {
-    prompt = chosen;
-    found = await source.get("heldout", { id, prompt });
+    const mine = (turn += 1);
+    const answer = await source.get("heldout", { id, prompt: chosen });
+    if (mine !== turn) return; // another prompt was chosen meanwhile
+    found = answer;
     [older, newer] = [0, found.steps.length - 1];
     said.textContent = visible(found.prompt);
     show();
@@ -83,7 +85,7 @@ export async function heldOutTab(context) {
     show();
   }
 
-  await open(prompt);
+  await open(first);
   return { element };
 }
 

@@ -58,7 +58,7 @@ export class Listening {
     this.pause();
     const line = await this.server.get(this.words.id ? "run" : "runs", this.words).then(
       () => "",
-      (error) => (error.status === 404 ? GONE : SILENT),
+      (error) => (error.status === 404 ? GONE : error.status === 403 ? error.message : SILENT),
     );
     if (this.closed || document.hidden) return;
     if (line) this.listener.state(line);

@@ -10,7 +10,8 @@ export async function logsTab(context) {
   const names = /** @type {string[]} */ (context.run().logs);
   if (!names.length) return { element: h("p", {}, "This run has left no logs.") };
   let name = names[0];
-  let [start, end] = [0, 0];
+  let [start, end, turn] = [0, 0, 0];
+  let isWaiting = false;
   const earlier = h("button", { type: "button", on: { click: () => readEarlier() } }, "Earlier lines");
   const text = h("pre.log", { tabindex: "0", "aria-label": "Log" });
   const said = h("p.quiet", { role: "status" });
@@ -19,23 +20,39 @@ export async function logsTab(context) {
     name,
     (chosen) => {
       name = chosen;
+      earlier.disabled = true; // until there is something that lines could stand before
       readEnd();
     },
   );
   const element = h("div", {}, h("div.bar", {}, field("Log", chooser), earlier), said, text);
 
+  /** @param {Record<string, number>} words @returns {Promise<any>} null: something else was asked for meanwhile */
+  async function read(words) {
+    const mine = (turn += 1);
+    isWaiting = true;
+    try {
+      const found = await source.get("log", { id, name, ...words });
+      return mine === turn ? found : null;
+    } finally {
+      if (mine === turn) isWaiting = false;
+    }
+  }
+
   async function readEnd() {
-    const found = await source.get("log", { id, name });
-    if (found.end === end && found.start === start && text.dataset.name === name) return;
-    const follows = text.scrollTop + text.clientHeight >= text.scrollHeight - 4;
-    text.dataset.name = name;
-    fill(text, shown(found.text));
-    if (follows) text.scrollTop = text.scrollHeight;
+    const found = await read({});
+    if (!found) return;
+    if (found.end !== end || found.start !== start || text.dataset.name !== name) {
+      const follows = text.scrollTop + text.clientHeight >= text.scrollHeight - 4;
+      text.dataset.name = name;
+      fill(text, shown(found.text));
+      if (follows) text.scrollTop = text.scrollHeight;
+    }
     tell(found.start, found.end);
   }
 
   async function readEarlier() {
-    const found = await source.get("log", { id, name, before: start });
+    const found = await read({ before: start });
+    if (!found) return;
     const height = text.scrollHeight;
     text.prepend(shown(found.text));
     text.scrollTop += text.scrollHeight - height;
@@ -54,7 +71,8 @@ export async function logsTab(context) {
 
   await readEnd();
   const timer = setInterval(() => {
-    if (source.isLive && context.run().state === "running" && text.dataset.name === name) readEnd().catch(() => {});
+    const isAtEnd = text.dataset.name === name && !isWaiting;
+    if (source.isLive && context.run().state === "running" && isAtEnd) readEnd().catch(() => {});
   }, AGAIN_MS);
   return { element, shown: () => (text.scrollTop = text.scrollHeight), close: () => clearInterval(timer) };
 }

@@ -1,6 +1,6 @@
 /** The page: what its address says is what it shows. */
 
-import { hashOf, readAddress, takeToken } from "./address.js";
+import { hashOf, readAddress } from "./address.js";
 import { fill, h } from "./dom.js";
 import { Report } from "./report.js";
 import { runView } from "./run.js";
@@ -86,10 +86,9 @@ async function listOrOnly(source) {
 }
 
 async function start() {
-  const token = takeToken();
   /** @type {HTMLElement} */ (document.querySelector("#theme")).append(themeSwitch());
   const inlined = document.querySelector("#inlined");
-  const source = inlined ? await Report.read(inlined.textContent ?? "") : new Server(token);
+  const source = inlined ? await Report.read(inlined.textContent ?? "") : new Server();
   if (source instanceof Report) /** @type {HTMLElement} */ (document.querySelector("#made")).textContent = source.made;
   addEventListener("hashchange", () => show(source));
   addEventListener("unhandledrejection", tellFailure);

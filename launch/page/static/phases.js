@@ -10,6 +10,9 @@ import { colour, onTheme } from "./theme.js";
  * @property {string} label
  * @property {string} look class that gives its colour
  * @property {number[]} values one for each bin
+ *
+ * @typedef {{firsts: number[], counts: number[]}} Bins first step of each, and how many steps it has
+ * @typedef {import("./series.js").Points} Points
  */
 
 const [FEWEST_BINS, MOST_BINS, BIN_PX] = [30, 150, 8];
@@ -36,7 +39,7 @@ const ENGINES = /** @type {[string, string][]} */ ([
 
 /** @param {import("./run.js").Context} context @returns {Promise<import("./run.js").Tab>} */
 export async function phasesTab(context) {
-  const { series } = context;
+  const { means } = context.series;
   let shares = false;
   const steps = new Stack("Seconds of a step, by phase");
   const engines = new Stack("What the engines did, as shares of their time");
@@ -55,7 +58,7 @@ export async function phasesTab(context) {
 
   async function load() {
     const phases = names();
-    await series.load(
+    await means.load(
       [...phases, "time/step", ...ENGINES.map(([name]) => name)].filter((name) => context.run().metrics.includes(name)),
     );
     draw();
@@ -71,28 +74,28 @@ export async function phasesTab(context) {
 
   function draw() {
     const most = Math.max(FEWEST_BINS, Math.min(MOST_BINS, Math.floor(steps.canvas.clientWidth / BIN_PX)));
-    const { bins, of } = binned(
-      series,
-      series.of("time/step").steps.filter((step) => step > 0),
-      most,
-    );
-    const phases = names().map((name) => ({ label: name.replace("time/", ""), values: of(name, 0) }));
+    const { firsts, counts, perStep, each } = binned(means.of("time/step"), most);
+    const phases = names().map((name) => ({ label: name.replace("time/", ""), values: perStep(means.of(name)) }));
     const shown = phases.map((phase, place) => ({ ...phase, look: `c${place % HUES}` }));
-    const whole = of("time/step", 0);
+    const whole = perStep(means.of("time/step"));
     const rest = whole.map((seconds, bin) =>
       Math.max(0, seconds - shown.reduce((sum, { values }) => sum + values[bin], 0)),
     );
     const layers = [...shown, { label: IDLE, look: "rest", values: rest }];
     if (shares) for (const layer of layers) layer.values = layer.values.map((value, bin) => value / (whole[bin] || 1));
-    steps.draw(bins, layers, (value) => (shares ? percent(value) : duration(value)));
+    steps.draw({ firsts, counts }, layers, (value) => (shares ? percent(value) : duration(value)));
     const parts = ENGINES.map(([name, label], place) => ({
       label,
       look: place ? `c${place}` : "rest",
-      values: of(name, 0),
+      values: each(means.of(name)),
     }));
-    const work = bins.map((_, bin) => Math.max(0, 1 - parts.reduce((sum, { values }) => sum + values[bin], 0)));
-    engines.element.hidden = !series.of(ENGINES[0][0]).steps.length;
-    engines.draw(bins, [{ label: "at work", look: "c0", values: work }, ...[...parts].reverse()], percent);
+    const work = firsts.map((_, bin) => Math.max(0, 1 - parts.reduce((sum, { values }) => sum + values[bin], 0)));
+    engines.element.hidden = !means.of(ENGINES[0][0]).steps.length;
+    engines.draw(
+      { firsts, counts },
+      [{ label: "at work", look: "c0", values: work }, ...[...parts].reverse()],
+      percent,
+    );
   }
 
   await load();
@@ -112,23 +115,49 @@ function placeOf(name) {
 }
 
 /**
- * Means over runs of neighbouring steps, as a screen has no room for thousands.
- * @param {import("./series.js").Series} series @param {number[]} steps @param {number} most
+ * Bins of neighbouring steps, as a screen has no room for thousands, and means over them.
+ * @param {Points} steps a point for each step, or for each of the stretches that all metrics are means of
+ * @param {number} most bins
  */
-function binned(series, steps, most) {
-  const size = Math.max(1, Math.ceil(steps.length / most));
-  const count = Math.ceil(steps.length / size);
-  const place = new Map(steps.map((step, index) => [step, Math.floor(index / size)]));
-  const of = (/** @type {string} */ name, /** @type {number} */ missing) => {
-    const sums = Array.from({ length: count }, () => 0);
-    const points = series.of(name);
-    points.steps.forEach((step, index) => {
-      const bin = place.get(step);
-      if (bin !== undefined) sums[bin] += points.values[index];
+function binned({ steps, counts: given }, most) {
+  const size = Math.max(1, Math.ceil((given ? sumOf(given) : steps.length) / most));
+  const firsts = /** @type {number[]} */ ([]);
+  const counts = /** @type {number[]} */ ([]);
+  const binOf = new Map();
+  steps.forEach((step, place) => {
+    if (step === 0) return; // an evaluation before the first one
+    if (!counts.length || counts[counts.length - 1] >= size) {
+      firsts.push(step);
+      counts.push(0);
+    }
+    counts[counts.length - 1] += given?.[place] ?? 1;
+    binOf.set(step, counts.length - 1);
+  });
+  /** Sums over the values of each bin, and how many there are. @param {Points} points */
+  function sums(points) {
+    const [total, known] = [counts.map(() => 0), counts.map(() => 0)];
+    points.steps.forEach((step, place) => {
+      const bin = binOf.get(step);
+      if (bin === undefined) return;
+      const count = points.counts?.[place] ?? 1;
+      total[bin] += count * points.values[place];
+      known[bin] += count;
     });
-    return sums.map((sum, bin) => (sum || missing) / Math.min(size, steps.length - bin * size));
+    return { total, known };
+  }
+  return {
+    /** First step of each bin. */
+    firsts,
+    /** Steps of each bin. */
+    counts,
+    /** Mean over all steps: one that has no such value has spent nothing there. */
+    perStep: (/** @type {Points} */ points) => sums(points).total.map((sum, bin) => sum / counts[bin]),
+    /** Mean over the steps that have a value. */
+    each: (/** @type {Points} */ points) => {
+      const { total, known } = sums(points);
+      return total.map((sum, bin) => sum / Math.max(1, known[bin]));
+    },
   };
-  return { bins: Array.from({ length: count }, (_, bin) => steps[bin * size]), of };
 }
 
 /** Layers over each other, as areas; below them what each is on average. */
@@ -138,8 +167,8 @@ class Stack {
     this.title = title;
     /** @type {any} */
     this.plot = null;
-    /** @type {[number[], Layer[], (value: number) => string]} */
-    this.drawn = [[], [], String];
+    /** @type {[number[], Layer[]]} */
+    this.drawn = [[], []];
     this.canvas = h("div.canvas", { role: "img" });
     this.rows = h("div");
     this.element = h("figure.panel.wide", {}, h("figcaption", {}, h("h2", {}, title)), this.canvas, this.rows);
@@ -149,16 +178,15 @@ class Stack {
   }
 
   /**
-   * @param {number[]} bins first step of each
+   * @param {Bins} bins
    * @param {Layer[]} layers from below
    * @param {(value: number) => string} worded
    */
-  draw(bins, layers, worded) {
-    this.drawn = [bins, layers, worded];
-    const means = layers.map(
-      ({ values }) => values.reduce((sum, value) => sum + value, 0) / Math.max(1, values.length),
-    );
-    const whole = means.reduce((sum, mean) => sum + mean, 0) || 1;
+  draw({ firsts, counts }, layers, worded) {
+    this.drawn = [firsts, layers];
+    const all = Math.max(1, sumOf(counts));
+    const means = layers.map(({ values }) => sumOf(values.map((value, bin) => value * counts[bin])) / all);
+    const whole = sumOf(means) || 1;
     const swatch = (/** @type {string} */ look) => h(`i.swatch.block.${look}`, { "aria-hidden": "true" });
     const last = layers.map(({ values }) => values.at(-1) ?? 0);
     const rows = layers.map(({ label, look }, place) => [
@@ -176,8 +204,8 @@ class Stack {
   build() {
     this.plot?.destroy();
     this.plot = null;
-    const [bins, layers] = this.drawn;
-    if (!bins.length || !this.canvas.clientWidth) return;
+    const [firsts, layers] = this.drawn;
+    if (!firsts.length || !this.canvas.clientWidth) return;
     const axis = {
       stroke: colour("axis"),
       grid: { stroke: colour("grid"), width: 1 },
@@ -210,7 +238,7 @@ class Stack {
           })),
         ],
       },
-      [bins, ...shown.map(({ values }) => values)],
+      [firsts, ...shown.map(({ values }) => values)],
       this.canvas,
     );
   }
@@ -220,6 +248,11 @@ class Stack {
     this.unheard();
     this.plot?.destroy();
   }
+}
+
+/** @param {number[]} values */
+function sumOf(values) {
+  return values.reduce((sum, value) => sum + value, 0);
 }
 
 /** Each layer with those below it added. @param {Layer[]} layers */

@@ -6,7 +6,6 @@ const AROUND = 120;
 
 export class Report {
   isLive = false;
-  token = "";
 
   /** @param {{made: string, answers: Record<string, any>}} content */
   constructor({ made, answers }) {
@@ -41,12 +40,15 @@ export class Report {
   }
 
   /** @param {Record<string, string | number>} words */
-  metrics({ id, names }) {
-    const { step, values } = this.answer("metrics", { id });
+  metrics({ id, names, mean }) {
+    // Of a short run each point is a step, and stands for its mean.
+    const means = mean && this.answers[`/api/metrics?id=${encodeURIComponent(id)}&mean=1`];
+    const { step, values, counts } = means || this.answer("metrics", { id });
     const wanted = (names === undefined ? Object.keys(values) : String(names).split(",")).filter(
       (name) => name in values,
     );
-    return { step, values: Object.fromEntries(wanted.map((name) => [name, values[name]])) };
+    const of = (/** @type {Record<string, any>} */ all) => Object.fromEntries(wanted.map((name) => [name, all[name]]));
+    return { step, values: of(values), ...(counts && { counts: of(counts) }) };
   }
 
   /** Of the steps that the report has. @param {Record<string, string | number>} words */
@@ -79,7 +81,8 @@ export class Report {
 }
 
 /** @param {any} sample @param {string} wanted */
-function hit({ step, index, prompt, completion }, wanted) {
+function hit({ step, index, group, sample, prompt, completion }, wanted) {
   const start = Math.max(0, completion.toLowerCase().indexOf(wanted) - AROUND);
-  return { step, index, prompt, completion: completion.slice(start, start + wanted.length + 2 * AROUND) };
+  const around = completion.slice(start, start + wanted.length + 2 * AROUND);
+  return { step, index, group, sample, prompt, completion: around };
 }

@@ -9,7 +9,7 @@ import { runHead } from "./head.js";
 import { heldOutTab } from "./heldout.js";
 import { logsTab } from "./logs.js";
 import { phasesTab } from "./phases.js";
-import { Series } from "./series.js";
+import { RunSeries } from "./series.js";
 import { settingsTab } from "./settings.js";
 
 const AGAIN_MS = 5000;
@@ -18,7 +18,7 @@ const AGAIN_MS = 5000;
  * @typedef {object} Context what a view knows
  * @property {any} source
  * @property {string} id
- * @property {Series} series
+ * @property {RunSeries} series
  * @property {() => any} run the newest answer to `run`
  * @property {() => import("./address.js").Address} address
  * @property {(changes: Partial<import("./address.js").Address>) => void} note where the reader is
@@ -53,11 +53,11 @@ const TABS = [
 export async function runView(source, address, tellState) {
   const id = address.run;
   let run = await source.get("run", { id });
-  const series = new Series(source, id);
+  const series = new RunSeries(source, id);
   /** @type {Tab | null} */
   let tab = null;
   let [shownTab, toldTabs] = ["", ""];
-  let turn = 0;
+  let [turn, told] = [0, 0];
   const link = (/** @type {Partial<import("./address.js").Address>} */ changes) =>
     hashOf({ run: id, beside: address.beside, ...changes });
   const context = /** @type {Context} */ ({ source, id, series, run: () => run, address: () => address, link, note });
@@ -134,6 +134,7 @@ export async function runView(source, address, tellState) {
 
   /** @param {any} found */
   function onRun(found) {
+    told += 1;
     run = found;
     head.show();
     showTabs();
@@ -141,7 +142,9 @@ export async function runView(source, address, tellState) {
   }
 
   async function again() {
-    onRun(await source.get("run", { id }));
+    const mine = (told += 1);
+    const found = await source.get("run", { id });
+    if (mine === told) onRun(found); // else a newer one was told meanwhile
     await onSteps({ reset: true });
   }
 

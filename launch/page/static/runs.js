@@ -1,6 +1,6 @@
 /** The list of runs, newest first; several can be chosen to be drawn over each other. */
 
-import { hashOf } from "./address.js";
+import { MOST_BESIDE, hashOf } from "./address.js";
 import { fill, h, settled } from "./dom.js";
 import { stateBadge } from "./head.js";
 import { ago, number } from "./numbers.js";
@@ -11,6 +11,7 @@ const AGAIN_MS = 30000;
 export function runsView(source, found, tellState) {
   /** @type {Set<string>} */
   const chosen = new Set();
+  let told = 0;
   const search = h("input", {
     type: "search",
     placeholder: "job, model, state or name",
@@ -63,6 +64,7 @@ export function runsView(source, found, tellState) {
     const box = h("input", {
       type: "checkbox",
       checked: chosen.has(run.id),
+      disabled: isFull() && !chosen.has(run.id),
       "aria-label": `Choose ${run.id}`,
       "data-key": `box ${run.id}`,
       on: { change: () => choose(run.id, box.checked) },
@@ -106,19 +108,30 @@ export function runsView(source, found, tellState) {
     else chosen.delete(id);
     const [first, ...beside] = chosen;
     together.hidden = chosen.size < 2;
-    together.textContent = `Curves of ${chosen.size} runs together`;
+    together.textContent = `Curves of ${chosen.size} runs together${isFull() ? ", the most there can be" : ""}`;
     together.href = hashOf({ run: first, beside });
+    for (const box of body.querySelectorAll("input")) box.disabled = isFull() && !box.checked;
+  }
+
+  function isFull() {
+    return chosen.size > MOST_BESIDE;
   }
 
   show();
   const timer = setInterval(show, AGAIN_MS); // how long ago something was
   const onRuns = (/** @type {any} */ next) => {
+    told += 1;
     found = next;
     show();
   };
+  const again = async () => {
+    const mine = (told += 1);
+    const next = await source.get("runs");
+    if (mine === told) onRuns(next); // else a newer list was told meanwhile
+  };
   const unheard = source.live("", {
     runs: onRuns,
-    again: async () => onRuns(await source.get("runs")),
+    again,
     state: tellState,
   });
   return {

@@ -11,13 +11,10 @@ export class ServerError extends Error {
   }
 }
 
+const STRANGER = "Open the address that `tandem watch` has printed.";
+
 export class Server {
   isLive = true;
-
-  /** @param {string} token that the address had, for what changes something */
-  constructor(token) {
-    this.token = token;
-  }
 
   /**
    * An answer of the API.
@@ -26,12 +23,12 @@ export class Server {
    * @throws {ServerError}
    */
   async get(path, words = {}) {
-    return answer(() => fetch(`api/${path}${query(words)}`, { headers: this.headers() }));
+    return answer(() => fetch(`api/${path}${query(words)}`));
   }
 
-  /** Ask a run to stop. @param {string} id @param {string} token @throws {ServerError} */
-  async stop(id, token) {
-    const headers = { "X-Tandem-Token": token };
+  /** Ask a run to stop. @param {string} id @throws {ServerError} */
+  async stop(id) {
+    const headers = { "X-Tandem": "stop" }; // which no link and no form of another site can send
     return answer(() => fetch(`api/stop${query({ id })}`, { method: "POST", headers }));
   }
 
@@ -45,10 +42,6 @@ export class Server {
     const listening = new Listening(this, id, listener, mark);
     return () => listening.close();
   }
-
-  headers() {
-    return this.token ? { "X-Tandem-Token": this.token } : undefined;
-  }
 }
 
 /** @param {() => Promise<Response>} ask */
@@ -59,6 +52,7 @@ async function answer(ask) {
   } catch {
     throw new ServerError(0, "The server does not answer.");
   }
+  if (response.status === 403) throw new ServerError(403, STRANGER);
   const content = await response.json().catch(() => ({ error: `The server has answered ${response.status}.` }));
   if (!response.ok)
     throw new ServerError(response.status, content.error ?? `The server has answered ${response.status}.`);

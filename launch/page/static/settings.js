@@ -16,6 +16,7 @@ export async function settingsTab(context) {
     runs.filter((/** @type {any} */ run) => run.id !== id).map((/** @type {any} */ run) => [run.id, run.id])
   );
   const other = choice([["", "none"], ...offered], "", compare);
+  let turn = 0;
   const differences = h("div");
   const said = h("p.quiet", { role: "status" });
   const rows = h("div");
@@ -47,9 +48,15 @@ export async function settingsTab(context) {
 
   /** @param {string} chosen */
   async function compare(chosen) {
+    const mine = (turn += 1);
     if (!chosen) return fill(differences);
-    const found = (await source.get("config", { id, other: chosen })).differences;
-    const lines = found.map((/** @type {any} */ each) => [each.field, worded(each.ours), worded(each.theirs)]);
+    const found = await source.get("config", { id, other: chosen });
+    if (mine !== turn) return; // another run was chosen meanwhile
+    const lines = found.differences.map((/** @type {any} */ each) => [
+      each.field,
+      worded(each.ours),
+      worded(each.theirs),
+    ]);
     fill(
       differences,
       lines.length

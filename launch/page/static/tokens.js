@@ -29,9 +29,16 @@ const TITLES = /** @type {Record<string, string>} */ ({
   versions: "version",
 });
 
-/** @param {import("./run.js").Context} context @param {number} step @param {number} index of the sample */
-export async function showTokens(context, step, index) {
+let turn = 0;
+
+/**
+ * @param {import("./run.js").Context} context @param {number} step @param {number} index of the sample
+ * @param {Element} card of the sample: where it is no longer on the page the reader has gone on
+ */
+export async function showTokens(context, step, index, card) {
+  const mine = (turn += 1);
   const tokens = /** @type {Tokens} */ (await context.source.get("tokens", { id: context.id, step, index }));
+  if (mine !== turn || !card.isConnected) return;
   const names = /** @type {(keyof Tokens)[]} */ (Object.keys(TITLES)).filter((name) => tokens[name]);
   const legend = h("ul.legend.scale");
   const text = h("div.tokens", {
