@@ -1,6 +1,7 @@
 """When something is alerted to: rules over metrics, no step for long, a disk that fills; against naive versions."""
 
 import math
+import threading
 from itertools import pairwise
 from typing import Any
 
@@ -9,9 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from launch.alerts import lookout as lookout_module
 from launch.alerts.config import AlertsConfig, DiskAlert, LimitAlert, StalledAlert
+from launch.alerts.lookout import Lookout
 from launch.alerts.room import Room
-from launch.alerts.rules import MetricRules, Spells, deviations_below, must_be_finite, within_limit
+from launch.alerts.rules import Finding, MetricRules, Spells, deviations_below, must_be_finite, within_limit
 from launch.alerts.standstill import STEPS_KEPT, Standstill
 
 NAN, INF = math.nan, math.inf
@@ -155,7 +158,7 @@ def test_values_near_the_largest_numbers_overflow_nothing() -> None:
 
 @given(st.lists(st.floats(0.01, 500), max_size=80), st.floats(0, 20_000))
 def test_a_run_stands_still_after_ten_times_its_median_step(durations: list[float], wait: float) -> None:
-    """And after 10 minutes at least; told once until there is a step."""
+    """And after 10 minutes at least, and twice its longest; told once until there is a step."""
     found, now = Standstill(StalledAlert()), 0.0
     assert found.finding(1e9) is None
     found.begin(now)
@@ -163,7 +166,8 @@ def test_a_run_stands_still_after_ten_times_its_median_step(durations: list[floa
         now += duration
         assert found.finding(now) is None or duration >= 600
         found.step(now)
-    limit = max(600.0, 10 * float(np.median(np.diff([0.0, *np.cumsum(durations)])[-STEPS_KEPT:])) if durations else 0.0)
+    steps = np.diff([0.0, *np.cumsum(durations)])
+    limit = max(600.0, 10 * float(np.median(steps[-STEPS_KEPT:])), 2 * float(steps.max())) if durations else 600.0
     if wait == pytest.approx(limit, rel=1e-6):
         return
     assert (found.finding(now + wait) is not None) == (wait > limit)
@@ -184,6 +188,85 @@ def test_a_standstill_says_how_long_a_step_takes_and_what_the_run_does() -> None
     assert one is not None and one.level == "error"
     assert one.text == "no step for 20 min, which usually takes 5 s; the run is in rollout"
     assert found.finding(2000.0) is None
+
+
+def test_an_evaluation_that_takes_longer_than_the_limit_is_told_once() -> None:
+    """Not each time it comes, be there more steps between than those whose median is taken."""
+    found, now, told = Standstill(StalledAlert()), 0.0, 0
+    found.begin(now)
+    for step in range(1, 501):
+        now += 900.0 if step % 100 == 0 else 2.0
+        told += found.finding(now) is not None
+        found.step(now)
+    assert told == 1
+
+
+class Clock:
+    """Seconds that a test sets."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def lookout_of(found: list[Finding], **more: Any) -> Lookout:
+    """One that looks at steps, of which none may take 10 minutes, and at the disk."""
+    given: dict[str, Any] = {"sizes": lambda: (None, None), "doing": str, "tell": found.append, "warn": pytest.fail}
+    return Lookout(Standstill(StalledAlert()), Room(DiskAlert()), **given | more)
+
+
+def test_the_disk_is_looked_at_each_minute() -> None:
+    found, sizes = list[Finding](), [(5, 10), (20, 10), (5, 10)]
+    lookout = lookout_of(found, sizes=lambda: sizes.pop(0))
+    assert [lookout.look_at_disk() for _ in range(3)] == [60.0] * 3
+    text = "the disk of the run's directory has 5 bytes free, and a checkpoint takes 10 bytes"
+    assert [one.text for one in found] == [text] * 2
+
+
+@pytest.mark.parametrize("first", ["step", "look"])
+def test_time_in_which_the_process_was_stopped_does_not_count(first: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-Z, and an hour later fg: neither as a standstill nor as what a step takes."""
+    monkeypatch.setattr(threading.Thread, "start", lambda thread: None)  # it is the test that looks
+    found, clock = list[Finding](), Clock()
+    lookout = lookout_of(found, clock=clock)
+    lookout.begin()
+    assert lookout.look() == 60.0
+    clock.now = 3600.0
+    getattr(lookout, first)()
+    lookout.look()
+    clock.now = 3610.0
+    lookout.step()
+    while clock.now < 4200:
+        clock.now += lookout.look()
+    assert found == []
+    clock.now = 4210.0
+    lookout.look()
+    assert [one.value for one in found] == [600.0]
+
+
+def test_looking_goes_on_where_it_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And says so once, if there is somebody to hear it."""
+    monkeypatch.setattr(lookout_module, "_LONGEST_S", 0.01)
+    monkeypatch.setattr(lookout_module, "DISK_EVERY_S", 0.01)
+    found, warned, again = list[Finding](), list[str](), threading.Event()
+    failing = [OSError("the terminal is gone"), OSError("again")]
+
+    def sizes() -> tuple[int, int]:
+        if failing:
+            raise failing.pop()
+        return 5, 10
+
+    def warn(line: str) -> None:
+        warned.append(line)
+        raise OSError("nobody is there")
+
+    lookout = lookout_of(found, sizes=sizes, warn=warn, tell=lambda one: (found.append(one), again.set()))
+    lookout.begin()
+    assert again.wait(60)
+    lookout.end()
+    assert [one.rule for one in found] == ["disk"]
+    assert warned == ["alerts: looking at the run failed: OSError; looking goes on"]
 
 
 @given(st.lists(st.tuples(st.integers(0, 100), st.integers(1, 100)), min_size=1), st.sampled_from([1.0, 2.5]))

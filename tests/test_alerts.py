@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,8 @@ from rich.console import Console
 from actors.config import UserError
 from launch.alerts import alerts as alerts_module
 from launch.alerts.alerts import Alerts
-from launch.alerts.lookout import DISK_EVERY_S, Lookout
+from launch.alerts.lookout import Lookout
 from launch.alerts.record import NAME, AlertRecord, read_alerts
-from launch.alerts.rules import Finding
-from launch.alerts.standstill import Standstill
 from launch.config import RunConfig, load, validate
 from launch.run.earlier import set_results_aside
 from launch.screen.display import Display
@@ -277,40 +276,71 @@ def test_no_step_is_missed_when_the_loop_has_ended(tmp_path: Path) -> None:
     lookout: Lookout = run.alerts._lookout
     clock.now = 10.0
     run.step(1)
-    clock.now = 609.0
-    assert lookout.look() == 1.0 and run.rows() == []
+    for clock.now in (60.0, 120.0, 180.0, 240.0, 300.0, 360.0, 420.0, 480.0, 540.0, 600.0, 609.0):
+        wait_s = lookout.look()
+    assert wait_s == 1.0
     run.reporter.phase("exporting")
-    clock.now = 10_000.0
+    clock.now = 660.0
     lookout.look()
-    assert run.rows() == []
     run.close()
+    assert run.rows() == []
 
 
-def test_the_disk_is_looked_at_each_minute() -> None:
-    clock, sizes, found = Clock(), [(5, 10), (20, 10), (5, 10)], list[Finding]()
-    config = job(Path("outputs")).tracking.alerts
-    assert config.disk is not None and config.stalled is not None
-    lookout = Lookout(
-        Standstill(config.stalled), alerts_module.Room(config.disk), sizes=lambda: sizes.pop(0), doing=lambda: "",
-        tell=found.append, clock=clock,
-    )  # fmt: skip
-    for second in range(0, 130, 10):
-        clock.now = float(second)
-        lookout.look()
-    assert (
-        sizes == []
-        and [one.text for one in found]
-        == ["the disk of the run's directory has 5 bytes free, and a checkpoint takes 10 bytes"] * 2
-    )
-    assert DISK_EVERY_S == 60
+def test_storage_that_hangs_holds_up_no_alert_and_no_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the disk's size, and of alerts.jsonl: neither says anything."""
+    hangs, ended, out = threading.Event(), threading.Event(), tmp_path / "out"
+    for name in ("launch.alerts.alerts.free_disk", "launch.alerts.record.append_whole"):
+        monkeypatch.setattr(name, lambda *_: (hangs.set(), ended.wait(FAR)))
+    monkeypatch.setattr(alerts_module, "CLOSE_S", 0.05)
+    monkeypatch.setattr(alerts_module, "FILE_S", 0.05)
+    alerts = {"stalled": {"after_s": 0.1}}
+    run = Attempt(job(tmp_path, alerts=alerts, alert_command=["sh", "-c", 'cat >> "$0"', str(out)]))
+    try:
+        assert hangs.wait(FAR)
+        run.step(1, loss__policy=NAN)
+        until = time.monotonic() + FAR
+        while not out.exists() or {json.loads(line)["rule"] for line in out.open()} != {"not_finite", "stalled"}:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        assert len(run.said("alert:")) >= 2
+        run.close()
+    finally:
+        ended.set()
 
 
-def test_a_full_disk_loses_no_alert(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_an_attempt_could_not_deliver_comes_with_the_next_one_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a command that is started anew, what an earlier one could not deliver is in the file alone."""
+    monkeypatch.setattr(alerts_module, "RESTART_S", 0.0)
+    out, slow = tmp_path / "got", tmp_path / "slow"
+    slow.touch()
+    command = ["sh", "-c", 'if [ -e "$1" ]; then sleep 600; fi; cat >> "$0"', str(out), str(slow)]
+    config = job(tmp_path, alert_command=command)
+    first = Attempt(config)
+    first.step(1, loss__policy=NAN)
+    first.step(2, policy__kl=0.7)
+    first.events.noticed(Fault(who="driver", what="died", noticed_by="exit"))
+    first.alerts.close(again=True)
+    slow.unlink()
+    for untried_from in (None, 1, 1):
+        other = Attempt(config, untried_from=untried_from)
+        other.events.attempt = 1
+        other.close()
+        told = [json.loads(line)["rule"] for line in out.read_text().splitlines()] if out.exists() else []
+        assert told == ([] if untried_from is None else ["not_finite", "health", "faults"])
+    assert [row["rule"] for row in other.rows()] == ["not_finite", "health", "faults"]
+
+
+def test_a_full_disk_loses_no_alert(tmp_path: Path) -> None:
     record = AlertRecord(tmp_path / "gone", clock=lambda: 0.0)
     row = {"attempt": 1, "step": 2, "rule": "faults", "level": "warn", "text": "ü"}
     record.write(row)
+    until = time.monotonic() + FAR
+    while not record._waiting.empty():
+        assert time.monotonic() < until
     (tmp_path / "gone").mkdir()
-    record.close()
+    record.close(until)
     assert read_alerts(tmp_path / "gone") == [{"at": "1970-01-01T00:00:00.000+00:00", **row}]
 
 

@@ -129,12 +129,24 @@ def test_an_exit_code_that_is_no_fault_is_passed_on(started: Any, code: int) -> 
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT, signal.SIGTERM])
-@pytest.mark.parametrize("loaded", ["loaded(0)", "note('starts', os.getpid())"])
-def test_a_death_is_passed_on_where_nothing_is_to_be_survived(started: Any, number: int, loaded: str) -> None:
-    """Shells see the same signal as without a parent; also of a driver that has loaded no configuration."""
-    run = started(loaded, f"die({int(number)})")
+def test_a_death_before_the_configuration_is_loaded_is_passed_on(started: Any, number: int) -> None:
+    """Shells see the same signal as without a parent."""
+    run = started("note('starts', os.getpid())", f"die({int(number)})")
     assert (run.end(), run.said, len(run.drivers)) == (-number, "", 1)
     assert not (run.directory / "events.jsonl").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_death_is_written_down_where_nothing_is_to_be_survived(started: Any, number: int) -> None:
+    """And passed on."""
+    run = started("loaded(0)", f"die({int(number)})")
+    assert (run.end(), len(run.drivers)) == (-number, 1)
+    why = f"the driver was killed by signal {int(number)}; no fault is survived (run.max_restarts, --retries)"
+    assert run.said == f"run failed: {why}\n"
+    lines = read_events(run.directory / "events.jsonl")
+    assert [(line["event"], line["who"], line["attempt"]) for line in lines] == [
+        ("noticed", "driver", 1), ("given up", "driver", 1),
+    ]  # fmt: skip
 
 
 def test_the_code_of_a_fault_is_passed_on_before_the_configuration_is_loaded(started: Any) -> None:
@@ -172,11 +184,7 @@ def test_a_checkpoint_is_what_is_gone_on_from(started: Any) -> None:
 def test_faults_in_a_row_are_bounded(started: Any, last: str, code: int) -> None:
     """The run ends by the last one's signal, or as a run that has failed; what is open in events.jsonl is given up, and
     alerted to, as there is no driver that could."""
-    directory, sent = started.directory, started.directory / "sent"
-    config: dict[str, Any] = {"algorithm": {"name": "sft", "steps": 3}, "model": {"init": {}}, "data": {"train": "x"}}
-    config["run"] = {"output": str(directory.parent), "name": directory.name}
-    config["tracking"] = {"alert_command": ["sh", "-c", 'cat >> "$0"', str(sent)]}
-    (directory / "config.json").write_text(json.dumps(config))
+    sent = alerting(started.directory)
     run = started("loaded(2)", "events = Events(HERE)", "link.say_attempt(events.attempt)", *NOTE, last)
     assert (run.end(), len(run.drivers)) == (code, 3)
     cause = "the driver was killed by signal 9" if code < 0 else "the run has met a fault"
@@ -187,10 +195,40 @@ def test_faults_in_a_row_are_bounded(started: Any, last: str, code: int) -> None
     assert {line["did"] for line in ended(lines)} == {row}
     assert Events(run.directory).open() == []
     assert len(ended(lines)) == (6 if code < 0 else 3)
-    alerts = [json.loads(line) for line in sent.read_text().splitlines()]
+    alerts = sent()
     given_up = [alert["fault"] for alert in alerts if alert["event"] == "given up"]
     assert given_up == [line["fault"] for line in ended(lines)]
     assert {alert["attempt"] for alert in alerts} == {3}
+
+
+@pytest.mark.parametrize(
+    ("restarts", "lines", "code"),
+    [(0, ["die()"], -signal.SIGKILL), (3, ["die() if number == 1 else None", "return 2"], 2)],
+    ids=["no restarts", "a restart that fails as it prepares"],
+)
+def test_an_end_of_which_no_driver_could_tell_is_alerted_to(
+    started: Any, restarts: int, lines: list[str], code: int
+) -> None:
+    sent = alerting(started.directory)
+    rows = [{"at": "", "attempt": number, "step": 1, "rule": "x", "level": "warn", "text": "old"} for number in (0, 1)]
+    (started.directory / "alerts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    said = "link.say_attempt(Events(HERE).attempt) if number == 1 else None"
+    assert started(f"number = loaded({restarts})", said, *lines).end() == code
+    [undelivered, *alerts] = sent()
+    assert (undelivered["attempt"], undelivered["text"]) == (1, "old"), "of this command, and of no other"
+    assert [(alert["event"], alert["level"]) for alert in alerts] == [("noticed", "warn"), ("given up", "error")]
+    why = "started again, it ended with 2 before it began" if restarts else "no fault is survived"
+    assert alerts[1]["text"].endswith(why)
+
+
+def alerting(directory: Path) -> Callable[[], list[dict[str, Any]]]:
+    """Give the run a configuration with a command for alerts; gives what it has got."""
+    sent = directory / "sent"
+    config: dict[str, Any] = {"algorithm": {"name": "sft", "steps": 3}, "model": {"init": {}}, "data": {"train": "x"}}
+    config["run"] = {"output": str(directory.parent), "name": directory.name}
+    config["tracking"] = {"alert_command": ["sh", "-c", 'cat >> "$0"', str(sent)]}
+    (directory / "config.json").write_text(json.dumps(config))
+    return lambda: [json.loads(line) for line in sent.read_text().splitlines()]
 
 
 NOTE = ('events.noticed(Fault(who="policy[0]", what="died", noticed_by="call"))',)

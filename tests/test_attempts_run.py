@@ -1,5 +1,6 @@
 """A run that loses its driver and a rank, one after the other, goes on as if nothing had."""
 
+import json
 import os
 import re
 import signal
@@ -10,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from launch.tracking.events import NOTICED, RECOVERED, read_events
+from launch.alerts.record import NAME, read_alerts
+from launch.tracking.events import NOTICED, RECOVERED, append_whole, read_events
 from tests.conftest import LETTERS, Job
 from tests.outside import process_name
 
@@ -29,6 +31,7 @@ CONFIG: dict[str, Any] = {
     # In a row: without a new step, which those are not that are done again.
     "run": {"heartbeat_s": 2, "max_restarts": 9},
 }
+NOT_DELIVERED = "told as the driver was killed"
 
 
 @pytest.fixture(scope="module")
@@ -38,12 +41,18 @@ def undisturbed(tandem: Start, reverse: dict[str, Any]) -> Job:
 
 
 @pytest.fixture(scope="module")
-def disturbed(tandem: Start, reverse: dict[str, Any], undisturbed: Job) -> Job:
-    """All faults, each a step or more after the one before is survived; `vars(job)["hit"]`: what was done when.
+def disturbed(
+    tandem: Start, reverse: dict[str, Any], undisturbed: Job, tmp_path_factory: pytest.TempPathFactory
+) -> Job:
+    """All faults, each a step or more after the one before is survived; `vars(job)["hit"]`: what was done when;
+    `vars(job)["sent"]`: a file of the alerts that have arrived.
 
     The other run, on another Ray, goes on while this one stands still.
     """
-    job = tandem(CONFIG | {"data": reverse | {"max_length": 32}}, alone=True, forked=True)
+    sent = tmp_path_factory.mktemp("alerts") / "sent"
+    tracking = {"wandb": False, "alert_command": ["sh", "-c", 'cat >> "$0"', str(sent)]}
+    job = tandem(CONFIG | {"data": reverse | {"max_length": 32}, "tracking": tracking}, alone=True, forked=True)
+    vars(job)["sent"] = sent
     hit = vars(job)["hit"] = list[tuple[str, int, float]]()
     for number, (who, how, _) in enumerate(FAULTS):
         job.wait_until(lambda number=number: len(survived(job)) == number, f"end of fault {number}")
@@ -51,6 +60,9 @@ def disturbed(tandem: Start, reverse: dict[str, Any], undisturbed: Job) -> Job:
         job.wait_until(lambda done=done: len(job.metrics()) > done, "step")
         pid = process_of(job, who)
         hit.append((who, pid, time.time()))
+        if who == "driver":
+            row = {"at": "", "attempt": number + 1, "step": 1, "rule": "x", "level": "warn", "text": NOT_DELIVERED}
+            append_whole(job.directory / NAME, json.dumps(row).encode() + b"\n")
         os.kill(pid, how)
         job.wait_until(lambda number=number: len(survived(job)) > number, f"end of fault {number} ({who})", 60)
     assert job.wait() == 0, job.text
@@ -106,6 +118,13 @@ def test_it_says_what_has_happened(disturbed: Job) -> None:
     assert re.search(r"warning: policy\[\d\]\.\w+: the process died", text)
     assert "warning: the driver was killed by signal 9; " in text
     assert text.count(f"done: all {STEPS} steps") == 1 and "run failed" not in text and "Traceback" not in text
+
+
+def test_every_alert_arrives(disturbed: Any) -> None:
+    """Also one that the driver could not deliver any more."""
+    sent = [json.loads(line) for line in disturbed.sent.read_text().splitlines()]
+    assert {row["text"] for row in sent} == {row["text"] for row in read_alerts(disturbed.directory)}
+    assert [row["text"] for row in sent].count(NOT_DELIVERED) == 1
 
 
 def test_nothing_is_left(disturbed: Job) -> None:

@@ -68,6 +68,7 @@ def test_settings_that_the_job_has_not_are_left_out() -> None:
         ("# algorithm: {name: sft}\nalgorithm:\n  # the first\n  steps: 3\n  name: 'ppo'\n", "ppo"),
         ('{\n  "algorithm": {\n    "steps": 3,\n    "name": "dpo"', "dpo"),
         ("algorithm:\n  steps: 3\nrun:\n  name: mine\n", None),
+        (f"algorithm:\n  {'#' * 60} not for ever\n  steps: 3\n", None),
         ("", None),
     ],
 )

@@ -21,7 +21,7 @@ from actors.weights.gloo_sender import GlooSender
 from actors.weights.publisher import Publisher
 from actors.weights.wire import Meta, Outgoing
 from launch.run.cluster import _keep_messages
-from launch.run.run import _worker_log
+from launch.run.farewell import _worker_log
 from tests.fake_receivers import Engine
 
 DEADLINE_S = 4.0

@@ -274,7 +274,7 @@ def _numbers(steps: dict[int, dict[str, Any]]) -> dict[int, dict[str, Any]]:
 
 def test_interrupted_while_starting(tandem: Start, warm_model: Path, reverse: dict[str, Any]) -> None:
     """Ctrl-C before the engines are ready ends everything as well."""
-    job = tandem(_learning(warm_model, reverse), alone=True)
+    job = tandem(_learning(warm_model, reverse), alone=True, forked=True)
     job.wait_until(lambda: any("RolloutWorker" in name for name in job.processes()), "engine process")
     os.killpg(job.process.pid, signal.SIGINT)
     assert job.wait(60) == 130, job.text

@@ -22,7 +22,7 @@ import yaml
 from launch.cli import main
 from launch.jobs import client as jobs_client
 from launch.jobs import follow, verbs
-from launch.jobs.client import cause_line
+from launch.jobs.client import NoAnswer, cause_line
 from launch.jobs.own_lines import WithoutOwnLines
 from tests.fake_ray import FakeJob, FakeRayServer, fake_ray_server
 
@@ -644,22 +644,26 @@ def test_a_lost_connection_is_taken_up_without_repeating(
 
 
 def test_a_long_log_is_asked_for_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each answer brings all of it: after one of half a second there is a pause of ten."""
-    now, slept, job = [0.0], list[float](), SimpleNamespace(ended=False, state="RUNNING")
+    """Each answer brings all of it: after one of a quarter of a second there is a pause of five, and of ten at most.
+    What is not answered is asked again soon."""
+    took, now, slept = iter([0.25, 60.0, 30.0, 0.0, 0.0]), [0.0], list[float]()
+    job = SimpleNamespace(ended=False, state="RUNNING")
 
     def logs(_: str) -> str:
-        now[0] += 0.0 if slept else 0.5
+        now[0] += next(took)
+        if len(slept) == 2:
+            raise NoAnswer("--address: no answer")
         return "one\n"
 
     def sleep(seconds: float) -> None:
         slept.append(seconds)
-        job.ended = len(slept) == 2
+        job.ended = len(slept) == 4
 
     client: Any = SimpleNamespace(job=lambda _: job, logs=logs)
     monkeypatch.setattr(follow, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=sleep))
     written: list[str] = []
     follow.follow_log(client, "first", written.append)
-    assert slept == [10.0, follow.PAUSE_S] and written == ["one\n"]
+    assert slept == [5.0, 10.0, follow.PAUSE_S, follow.PAUSE_S] and written == ["one\n"]
 
 
 def test_a_connection_lost_for_good_is_one_line(

@@ -216,7 +216,10 @@ def test_a_kind_starts_its_groups_and_gives_its_loop(
     init = {"hidden_size": 32, "layers": 1, "heads": 2, "max_positions": 1024, "alphabet": "abcdefgh"}
     init |= {"family": "bert"} if kind(job).role == "encoder" else {}
     algorithm = settings | {"samples_per_update": 4}
-    placement, reporter = SimpleNamespace(nodes=set(), slots={}), SimpleNamespace(phase=print, note=print)
+    placement, reporter = (
+        SimpleNamespace(nodes=set(), slots={}),
+        SimpleNamespace(phase=print, note=print, progress=lambda *_, what: None),
+    )
     made = kind(job, algorithm=algorithm, model={"init": init}).build(placement, reporter, Roster(""))
     assert type(made).__name__ == loop
     found["policy"][1:2] = [head.model_dump(exclude_defaults=True) for head in found["policy"][1:2]]

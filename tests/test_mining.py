@@ -68,6 +68,7 @@ def mined(
         seed=asked.seed,
         query_prompt=asked.query_prompt,
         passage_prompt=asked.passage_prompt,
+        told=lambda *_: None,
     )
     with mining_parts(directory / "mined.jsonl", {}) as parts:
         found = miner.run(parts)

@@ -10,10 +10,11 @@ import pytest
 import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 
-from actors.group import ActorGroup, Slot
+from actors.group import ActorGroup, GroupError, Slot
 from actors.rollout.simulated import SimulatedRolloutWorker, Table
 from actors.rollout.types import Finished, Request, Sampling
 from actors.rollout.worker import CONCURRENCY
+from algorithms.rollouts import ray_engines
 from algorithms.rollouts.engines import Back, Ended, Event, Lost, Out
 from algorithms.rollouts.membership import Membership, Parted
 from algorithms.rollouts.ray_engines import RayEngines
@@ -132,6 +133,55 @@ def heard(engines: RayEngines, kind: type[Event], most_s: float = 30) -> Event:
             if isinstance(event, kind):
                 return event
     raise AssertionError(f"no {kind.__name__}")
+
+
+def with_responses_on_the_way(
+    group: ActorGroup[Worker], members: Membership, engine: int, monkeypatch: pytest.MonkeyPatch
+) -> RayEngines:
+    """A request has ended on this engine, and its responses do not arrive before this is undone."""
+    engines, done = RayEngines(group, members), ray_engines._done
+    monkeypatch.setattr(ray_engines, "_done", lambda calls, *within: done(calls, *within) - {*engines._arriving})
+    engines.submit(engine, [request(60, 3)], None)
+    until = time.monotonic() + 30
+    while not engines._arriving:
+        assert engines.wait((), 0.1) == [] and time.monotonic() < until
+    return engines
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_responses_of_a_lost_engine_that_are_on_the_way_arrive_or_are_forgotten(
+    group: ActorGroup[Worker], monkeypatch: pytest.MonkeyPatch, there: bool
+) -> None:
+    """They may have been lost with it; then nothing of them stays."""
+    members = Membership(2)
+    with monkeypatch.context() as patch:
+        engines = with_responses_on_the_way(group, members, 0, patch)
+    members.lose(0, GroupError("rollout[0].poll: the process died"), 0)
+    monkeypatch.setattr(ray_engines, "_is_there", lambda _: there)
+    told = engines.wait((), 0.1)
+    assert [type(event) for event in told] == [Ended] * there + [Lost]
+    if there:
+        assert len(ray.get(engines.collect(0, [60]))[0]) == 1
+    assert kept(engines)[:3] == NOTHING[:3] and engines._arriving == {}
+
+
+def test_one_that_is_about_to_go_waits_for_responses_on_the_way(
+    group: ActorGroup[Worker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its node has the only copy."""
+    members = Membership(2)
+    with monkeypatch.context() as patch:
+        engines = with_responses_on_the_way(group, members, 1, patch)
+        assert members.part(1)
+        for _ in range(5):
+            engines.wait((), 0.1)
+        assert not members.wait_until_noted(1, 0)
+    assert isinstance(heard(engines, Ended), Ended)
+    engines.collect(1, [60])
+    until = time.monotonic() + 30
+    while not members.wait_until_noted(1, 0):
+        engines.wait((), 0.1)
+        assert time.monotonic() < until
 
 
 def test_one_that_is_about_to_go_hands_over_what_it_has_to_one_that_has_joined(group: ActorGroup[Worker]) -> None:

@@ -287,6 +287,21 @@ def test_a_service_that_is_not_there_is_named(monkeypatch):
     assert cause.startswith(f"{url}: cannot be reached: [Errno 111] Connection refused (2 attempts")
 
 
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [("ALL_PROXY", f"socks5://me:{SECRET}@host"), ("HTTP_PROXY", f"http://{SECRET}:port")],
+)
+def test_a_proxy_that_cannot_be_used_is_no_end_of_the_run(service, monkeypatch, variable, value):
+    monkeypatch.setenv(variable, value)
+    [cause] = causes(endpoint(service.url, retries=1), samples("a"))
+    assert "cannot be asked (" in cause and "ALL_PROXY" in cause and SECRET not in cause
+
+
+def test_an_address_that_none_can_have_is_no_end_of_the_run():
+    [cause] = causes(endpoint("http://256.1.1.1:8000/score", retries=1), samples("a"))
+    assert "cannot be" in cause
+
+
 # --- settings
 
 
@@ -312,7 +327,8 @@ def test_headers_are_checked_and_variables_only_where_they_are_known():
         "url": "http://host/score",
         "headers": {"Authorization": "Bearer $RM_TOKEN", "X Team": "a", "X-Two": "$TEAM$GONE", "X-Bad": "a\nb"},
     }
-    line = "must be one line of printable Latin-1 with variables filled in, got another (not shown)"
+    line = "must be one line of printable Latin-1 with variables filled in, without blanks at its ends, got another"
+    line += " (not shown)"
     assert problems(values) == [
         "reward.endpoints.2.headers: a name must be letters, digits and hyphens, got 'X Team'",
         f"reward.endpoints.2.headers.X-Bad: {line}",

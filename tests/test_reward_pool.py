@@ -8,17 +8,22 @@ import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import ray
+from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 
 from actors.config import UserError
 from actors.episodes import Episode, Prompt
+from actors.group_errors import DataLost
 from algorithms.config import RewardConfig, RewardEndpoint, RewardFunction
 from algorithms.rewards.pool import RewardFailure, RewardPool
 from algorithms.rollouts.failures import Failures
 from tests.episodes import episode
 
+GONE = ObjectLostError("7", None, "")
 REWARD = '''
 import os, re, signal, time
 
@@ -459,3 +464,17 @@ def test_a_header_whose_variable_is_missing_is_a_user_error(make_pool, service):
 def test_a_pool_without_a_source_is_refused():
     with pytest.raises(ValueError, match="functions or endpoints"):
         RewardPool(RewardConfig(models=["outputs/rm/export"]))
+
+
+@pytest.mark.parametrize("error", [GONE, RayTaskError("score", "", GONE), RayActorError()])
+def test_responses_that_are_lost_are_no_fault_of_a_reward(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """With the node that they lay on, or with the process that had them: the run goes on from its last checkpoint."""
+
+    def lost(*_: object, **__: object) -> None:
+        raise error
+
+    pool, actor = object.__new__(RewardPool), SimpleNamespace(_actor_id=SimpleNamespace(hex=lambda: "another"))
+    monkeypatch.setattr(pool, "_config", SimpleNamespace(deadline_s=1.0, memory_mib=None), raising=False)
+    monkeypatch.setattr(ray, "get", lost)
+    with pytest.raises(DataLost, match=r"^reward: responses are lost: "):
+        pool._receive(cast("Any", SimpleNamespace(call="a call", actor=actor, jobs=["a job"])))

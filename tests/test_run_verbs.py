@@ -5,9 +5,10 @@ import io
 import json
 import math
 import os
-import shutil
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from launch.alerts.record import AlertRecord
 from launch.cli import main
 from launch.run.manifest import finished
 from launch.tracking.events import Events, Fault
+from launch.tracking.now import pid_namespace
 from launch.verbs.run_rows import main_metrics, read_run_rows
 from launch.verbs.run_summary import run_summary
 
@@ -188,7 +190,7 @@ def add_all_that_befalls(run: Path) -> None:
     for pid in (1, 2):
         fault = events.noticed(Fault(who=f"rollout[{pid}]", what="died", noticed_by="exit", noticed_s=float(pid)))
         events.recovered(fault, "restarted")
-    AlertRecord(run).write({"attempt": 2, "step": 3, "rule": "disk", "level": "warn", "text": "little room"})
+    alerted(run, {"attempt": 2, "step": 3, "rule": "disk", "level": "warn", "text": "little room"})
     for step in (2, 3):
         folder = run / f"checkpoints/step-{step}"
         folder.mkdir(parents=True)
@@ -262,35 +264,31 @@ def state(run: Path) -> tuple[str, str]:
 
 
 def test_how_a_run_is_by_what_it_has_left(run: Path) -> None:
-    assert state(run) == ("running", "")  # a moment ago
-    os.utime(run / "metrics.jsonl", (0, 0))
+    """As the page has it."""
+    for name in ("metrics.jsonl", "config.json"):
+        os.utime(run / name, (0, 0))
     assert state(run) == ("unknown", "")
-    whereabouts(run)
-    assert state(run) == ("died", "the driver has ended without a word in update of step 3")
-    whereabouts(run, phase="end")
+    whereabouts(run, ended="failed", why="FloatingPointError: the loss is nan")
+    assert state(run) == ("failed", "FloatingPointError: the loss is nan")
+    whereabouts(run, ended="stopped", why="")
     assert state(run) == ("stopped", "")
+    whereabouts(run, host=socket.gethostname(), phase="end")
     (run / "export").mkdir()
     (run / "export/config.json").write_text("{}")
     assert state(run) == ("finished", "")
-    AlertRecord(run).write(
-        {"attempt": 1, "step": 3, "rule": "failed", "level": "error", "text": "the run has failed: x"}
-    )
-    assert state(run) == ("failed", "the run has failed: x")
-    whereabouts(run, phase="end", attempt=2)
-    assert state(run) == ("finished", "")
-    shutil.rmtree(run / "export")
-    whereabouts(run, attempt=2, host="elsewhere")
-    os.utime(run / "metrics.jsonl")
-    assert state(run) == ("running", "")
 
 
-def test_a_run_whose_driver_lives_is_running(run: Path) -> None:
-    program = "import sys, time; print(flush=True); time.sleep(600)"
-    with subprocess.Popen([sys.executable, "-c", program, "launch"], stdout=subprocess.PIPE) as driver:
-        assert driver.stdout is not None
-        driver.stdout.readline()
-        whereabouts(run, driver=driver.pid)
+def test_a_process_that_only_has_the_number_of_a_driver_is_none(run: Path) -> None:
+    """Although its command has a word of Tandem's: it has begun since."""
+    with subprocess.Popen([sys.executable, "-S", "-c", "input()", "launch"], stdin=subprocess.PIPE) as other:
+        whereabouts(run, driver=other.pid, host=socket.gethostname(), namespace=pid_namespace())
         found = state(run)
-        driver.kill()
-    assert found == ("running", "")
-    assert state(run)[0] == "died"
+        other.kill()
+    assert found == ("died", "the driver has ended without a word in step 3, update")
+
+
+def alerted(run: Path, row: dict[str, Any]) -> None:
+    """Add a row to the run's alerts."""
+    record = AlertRecord(run)
+    record.write(row)
+    record.close(time.monotonic() + 60)

@@ -34,6 +34,11 @@ PROGRAM = textwrap.dedent("""
         print("error: data.train: must be there, got %d" % (seed // 10), flush=True)
         sys.exit(2)
     done = len(open(rows).readlines()) if os.path.exists(rows) else 0
+    if seed in (60, 61):
+        with open(rows, "a") as file:
+            file.writelines('{"step": %d, "eval/reward/mean": 9}\\n' % step for step in range(62 - seed))
+        if seed == 60:
+            sys.exit(1)
     asked = []
     signal.signal(signal.SIGTERM, lambda *_: asked.append(1))
     steps = int(given["algorithm.steps"])
@@ -114,6 +119,20 @@ def test_a_trial_counts_as_the_model_that_it_exports(config: str) -> None:
     plan = planned(config, f"{SEED}=40,41", f"algorithm.best_by={METRIC}", mode="min", early_stop="none")
     assert swept(plan) == {"40": ("finished", 0.4), "41": ("finished", 0.41)}
     assert [trial.step for trial in plan.record.trials] == [1, 1]
+
+
+def test_neither_the_untrained_model_nor_a_trial_that_fails_has_a_value(config: str) -> None:
+    """Although they come to more than any other."""
+    plan = planned(config, f"{SEED}=40,60,61", f"algorithm.best_by={METRIC}", early_stop="none")
+    learnt = dict[int, float | None]()
+
+    def learn(sweep: Sweep) -> None:
+        sweep._search.tell = lambda number, point, value: learnt.update({number: value})  # type: ignore[method-assign]
+
+    assert swept(plan, during=learn) == {"40": ("finished", 3.2), "60": ("failed", None), "61": ("finished", 4.88)}
+    assert learnt == {1: 3.2, 2: None, 3: 4.88}
+    assert plan.record.trials[1].reached == 1
+    assert [trial.point[SEED] for trial in plan.record.ordered()] == ["61", "40", "60"]
 
 
 def test_what_has_ended_is_not_run_again(config: str) -> None:

@@ -24,12 +24,16 @@ def test_rows_are_read_on_and_anew_where_the_file_was_cut(tmp_path: Path) -> Non
     assert found.update() == [2, 3, 4]
     assert found.step == 4
     assert found.best(least=False) == (3, 0.4)
-    assert found.best(least=True) == (0, 0.1)
+    assert found.best(least=True) == (3, 0.4), "step 0 is the untrained model's"
     assert found.last() is None, "the last row has no number"
     partial = tmp_path / "partial"
-    partial.write_text('{"step": 0, "eval/reward/mean": 0.1}\n{"step": 1, "eval/reward/mean": 0.2}\n')
+    partial.write_text('{"step": 0, "eval/reward/mean": 0.1}\n')
     partial.rename(path)
-    assert found.update() == [0, 1]
+    assert found.update() == [0]
+    assert (found.step, found.last(), found.best(least=False)) == (0, None, None)
+    with path.open("a") as file:
+        file.write('{"step": 1, "eval/reward/mean": 0.2}\n')
+    assert found.update() == [1]
     assert (found.step, found.last()) == (1, (1, 0.2))
 
 

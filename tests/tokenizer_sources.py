@@ -153,6 +153,7 @@ def _slow(directory: Path, vocabulary: dict[str, int], special: list[str]) -> No
 def with_model(kind: str, directory: Path, **wanted: int) -> Path:
     """A directory with such a tokenizer, weights, and a generation_config.json that transformers 5 does not write.
     Sizes of Llama's names may be other ones."""
+    import torch
     from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
     fields = KINDS[kind](directory)
@@ -162,7 +163,9 @@ def with_model(kind: str, directory: Path, **wanted: int) -> Path:
     if fields["model_type"] == "gpt2":
         sizes = {"n_embd": sizes["hidden_size"], "n_layer": 1, "n_head": 2, "n_positions": 64}
     (directory / "config.json").write_text(json.dumps(fields | sizes | {"torch_dtype": "float32"}))
-    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(directory))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(directory))
     model.generation_config = GenerationConfig()
     model.save_pretrained(directory)
     named = {"architectures": [type(model).__name__], "transformers_version": "4.46.0"}

@@ -114,7 +114,7 @@ class LoadedEndpoint:
         try:
             # httpx follows no redirection, which would take the headers, secrets included, wherever it is sent.
             with (
-                httpx.Client(verify=_trusted(), timeout=seconds) as client,
+                httpx.Client(verify=_trusted(), timeout=_shares(seconds)) as client,
                 client.stream("POST", self.url, content=body, headers=headers) as response,
             ):
                 if response.is_success:
@@ -123,10 +123,14 @@ class LoadedEndpoint:
         except httpx.TimeoutException:
             raise _Passing("no answer in time") from None
         except httpx.ConnectError as error:
-            raise _Passing(" ".join(f"cannot be reached: {self._public(str(error))}".split())) from None
+            raise _Passing(self._line(f"cannot be reached: {error}")) from None
+        except httpx.LocalProtocolError:  # its text shows the header that is wrong
+            raise _Failure("cannot be asked: a header is none") from None
         except httpx.TransportError as error:
-            text = " ".join(f"{type(error).__name__} {error}".split())
-            raise _Passing(f"the connection broke: {self._public(text)}") from None
+            raise _Passing(self._line(f"the connection broke: {type(error).__name__} {error}")) from None
+        except (ImportError, ValueError, httpx.InvalidURL) as error:  # its text shows an address, perhaps a proxy's
+            where = "look at its address, HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY"
+            raise _Failure(f"cannot be asked ({type(error).__name__}): {where}") from None
 
     def _refusal(self, response: httpx.Response, until: float) -> Exception:
         try:
@@ -134,7 +138,7 @@ class LoadedEndpoint:
             said = _read(response, until, 2000).decode(errors="replace")
         except (httpx.TransportError, _Failure):
             said = ""
-        said = " ".join(self._public(said).split())
+        said = self._line(said)
         said = f": {shorten(said[:200], 200)}" if said else ""
         cause = f"answered {response.status_code} {self._public(response.reason_phrase)}{said}"
         if response.status_code == 429 or response.status_code >= 500:
@@ -159,6 +163,15 @@ class LoadedEndpoint:
         for secret in self.secrets:
             text = text.replace(secret, "***")
         return text
+
+    def _line(self, text: str) -> str:
+        """The same on one line: a secret with blanks in it is known before they are put together."""
+        return " ".join(self._public(text).split())
+
+
+def _shares(seconds: float) -> httpx.Timeout:
+    """Of an attempt, as httpx has a time for each part of it: to be connected and to be heard take so long together."""
+    return httpx.Timeout(seconds / 8, read=7 * seconds / 8)
 
 
 @cache
@@ -210,8 +223,11 @@ def check_endpoint(endpoint: RewardEndpoint, index: int = 0, environment: Mappin
             for variable in missing
         ]
         value = template if missing else _filled(template, environment or {})
-        if not re.fullmatch(r"[\t\x20-\x7e\xa0-\xff]*", value):
-            rule = "must be one line of printable Latin-1 with variables filled in, got another (not shown)"
+        if not re.fullmatch(r"(?![\t ])[\t\x20-\x7e\xa0-\xff]*(?<![\t ])", value):
+            rule = (
+                "must be one line of printable Latin-1 with variables filled in, without blanks at its ends, got "
+                "another (not shown)"
+            )
             problems.append(f"{where}.{name}: {rule}")
     if problems:
         raise UserError(*problems)

@@ -20,11 +20,13 @@ from typing import Any
 import ray
 from ray import ObjectRef
 from ray.actor import ActorHandle
-from ray.exceptions import RayActorError, RayTaskError, TaskCancelledError
+from ray.exceptions import ObjectLostError, RayActorError, RayTaskError, TaskCancelledError
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.config import UserError
 from actors.episodes import Episode, Prompt
+from actors.group import first_line
+from actors.group_errors import DataLost
 from actors.pulse import ProcessId
 from actors.user.reward_worker import RewardWorker
 from algorithms.config import RewardConfig
@@ -218,7 +220,8 @@ class RewardPool:
             answer = ray.get(worker.call, timeout=self._config.deadline_s)
         except RayActorError as error:
             if error.actor_id != worker.actor._actor_id.hex():
-                raise  # not this worker died but the actor that holds the rollouts
+                # Not this worker died but who has the responses.
+                raise DataLost(f"reward: responses are lost: {first_line(str(error))}") from error
             limit = self._config.memory_mib
             text = f"the process died{f' (reward.memory_mib allows {limit})' if limit else ''}"
             self._lost(worker, text, died=True)
@@ -226,10 +229,13 @@ class RewardPool:
         except TaskCancelledError:  # what Ray makes of a KeyboardInterrupt: a timer of a function may be late
             self._lost(worker, "the call was interrupted (KeyboardInterrupt)")
             return
-        except RayTaskError as error:
-            if isinstance(error.cause, UserError):
-                raise UserError(*error.cause.problems) from None
-            raise RewardFailure(f"a reward worker failed: {type(error.cause).__name__}: {error.cause}") from error
+        except (ObjectLostError, RayTaskError) as error:
+            cause = error.cause if isinstance(error, RayTaskError) else error
+            if isinstance(cause, UserError):
+                raise UserError(*cause.problems) from None
+            if isinstance(cause, ObjectLostError | RayActorError):
+                raise DataLost(f"reward: responses are lost: {first_line(str(cause))}") from error
+            raise RewardFailure(f"a reward worker failed: {type(cause).__name__}: {cause}") from error
         jobs, worker.jobs, worker.call = worker.jobs, [], None
         if not jobs:
             worker.process = answer  # of its start

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 import ray
 from ray import ObjectRef
+from ray.exceptions import RayError
 
 from actors.group import ActorGroup, Countdown, GroupError
 from actors.rollout.host import EngineHost, NoWeights
@@ -143,13 +144,18 @@ class RayEngines:
                 self._arrive(engine, finished, found)
         arrived = _done([*self._arriving])
         for ref in [ref for ref in self._arriving if ref in arrived]:
-            engine, ended = self._arriving.pop(ref)
-            events.append(Ended(engine, self._ended(ended)))
+            engine, ended = self._arriving[ref]
+            # What is left of a lost engine may have been lost with it, which waiting does not tell.
+            if self._takes(engine) or _is_there(ref):
+                del self._arriving[ref]
+                events.append(Ended(engine, self._ended(ended)))
         # Last: what has ended before an engine was lost has ended.
         events += self._changes()
         self.notes.take_in()
         for engine, requests in enumerate(self._waiting):
             last = self.members.state(engine) == "parting"
+            if last and self._known(engine) != requests:
+                continue  # its node goes once it has handed over what it has: some is on its way here
             if self._takes(engine) and self.notes.ask(engine, requests, last=last):
                 self.members.noted(engine)
         return events
@@ -240,7 +246,10 @@ class RayEngines:
 
     def _forget(self, engine: int) -> None:
         """Nothing that a process that is gone was asked for comes any more."""
-        self._unwanted -= self._known(engine)
+        known = self._known(engine)
+        self._unwanted -= known
+        self._here = {request: each for request, each in self._here.items() if request not in known}
+        self._arriving = {ref: each for ref, each in self._arriving.items() if each[0] != engine}
         self._waiting[engine].clear()
         self._polls = {call: each for call, each in self._polls.items() if each[0] != engine}
         self._calls = {call: each for call, each in self._calls.items() if each[0] != engine}
@@ -299,6 +308,14 @@ class RayEngines:
             # An answer of a process that was replaced since says nothing of its successor.
             self.members.lose(engine, error, self.group.origin(call)[1])
             return failed
+
+
+def _is_there(ref: ObjectRef) -> bool:
+    try:
+        ray.get(ref, timeout=0)
+    except RayError:
+        return False
+    return True
 
 
 def _done(calls: Sequence[ObjectRef], within_s: float = 0) -> set[ObjectRef]:

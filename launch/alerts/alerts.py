@@ -12,7 +12,7 @@ from actors.secret_text import masked
 from launch.alerts.command import AlertCommand
 from launch.alerts.delivery import Delivery, Row
 from launch.alerts.lookout import Lookout
-from launch.alerts.record import AlertRecord, read_alerts
+from launch.alerts.record import AlertRecord, read_alerts, read_untried
 from launch.alerts.room import Room
 from launch.alerts.rules import Finding, MetricRules, Metrics
 from launch.alerts.standstill import Standstill
@@ -23,6 +23,8 @@ from launch.tracking.events import GIVEN_UP, NAME, NOTICED, Events, fault_in_wor
 
 CLOSE_S, RESTART_S = 10.0, 2.0
 """Longest time that the end of a run waits for alerts to be delivered, and that of an attempt which another follows."""
+FILE_S = 1.0
+"""And then for alerts.jsonl."""
 
 
 class Alerts:
@@ -37,6 +39,7 @@ class Alerts:
         show: Callable[[str, str], None],
         warn: Callable[[str], None],
         checkpoint_size: Callable[[], int | None] = lambda: None,
+        untried_from: int | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """
@@ -46,6 +49,8 @@ class Alerts:
             show: puts an alert on the screen: level and text.
             warn: called with one line when alerts do not arrive where they should.
             checkpoint_size: gives the bytes of the last checkpoint, None where there is none.
+            untried_from: the first of the attempts before this one whose alerts are delivered where they did not do so;
+                None: of no one.
             clock: seconds.
         """
         self._config, self._rules = config.tracking.alerts, MetricRules(config.tracking.alerts)
@@ -59,12 +64,14 @@ class Alerts:
             sizes=lambda: (free_disk(config.directory), checkpoint_size()),
             doing=lambda: events.phase,
             tell=self.tell,
+            warn=warn,
             clock=clock,
         )
         self._command: AlertCommand | None = None
         self._deliveries = list(self._targets(config))
         self._gave_up, self._broken = False, False
         with self._harmless():
+            self._deliver_untried(untried_from)
             self._tell_unheard()
         self._gave_up = False  # in an earlier attempt
         events.heard = self.event
@@ -75,13 +82,16 @@ class Alerts:
             url = os.environ.get(name, "").strip()
             if is_web_address(url):
                 webhook = Webhook(url)
-                yield Delivery("the webhook", lambda row: webhook.send(self._in_a_line(row)), self._warn)
+                yield self._delivery("the webhook", lambda row: webhook.send(self._in_a_line(row)))
             else:
                 problem = "holds no http or https address (not shown)" if url else "is not set where the run is driven"
                 self._warn(f"tracking.alert_webhook_env: {name} {problem}: no alerts are sent there")
         if tracking.alert_command:
             self._command = AlertCommand(tracking.alert_command)
-            yield Delivery("tracking.alert_command", self._command.run, self._warn)
+            yield self._delivery("tracking.alert_command", self._command.run)
+
+    def _delivery(self, name: str, deliver: Callable[[Row], None]) -> Delivery:
+        return Delivery(name, deliver, self._warn, lambda row: self._record.tried(row, name))
 
     @property
     def replaced(self) -> frozenset[str]:
@@ -135,21 +145,32 @@ class Alerts:
         with self._lock:  # in one order everywhere
             whole = self._record.write(row | dict(more or {}))
             for delivery in self._deliveries:
-                delivery.put({"run": self._run, "directory": str(self._directory.absolute()), **whole})
+                self._put(delivery, whole)
         if not shown:
             self._show(finding.level, finding.text)
 
     def close(self, *, again: bool = False) -> None:
         """Wait, for CLOSE_S at most, or RESTART_S where there is to be another attempt, until what was told has
-        arrived; what then runs for it is ended."""
+        arrived, and for FILE_S until it is written; what then runs for it is ended."""
         self._lookout.end()
         self._events.heard = None
         until = time.monotonic() + (RESTART_S if again else CLOSE_S)
         for delivery in self._deliveries:
             delivery.close(until)
-        if self._command:
+        self._record.close(max(until, time.monotonic() + FILE_S))
+        if self._command:  # last: one that is ended here has not been tried, which is written no more
             self._command.end()
-        self._record.close()
+
+    def _put(self, delivery: Delivery, row: Row) -> None:
+        delivery.put({"run": self._run, "directory": str(self._directory.absolute()), **row})
+
+    def _deliver_untried(self, attempt: int | None) -> None:
+        """What an attempt that was killed, or could not wait, has told and not delivered; it is in the file."""
+        if attempt is None:
+            return
+        for delivery in self._deliveries:
+            for row in read_untried(self._directory, delivery.name, attempt):
+                self._put(delivery, row)
 
     def _tell_unheard(self) -> None:
         """Of faults that nobody has heard of who alerts: a driver that dies is noticed by the process that starts the

@@ -65,7 +65,7 @@ class StalledAlert(Config):
     after_s: Seconds = 600.0
     """Seconds without a step before it is told, at least."""
     times_median: PositiveFactor = 10.0
-    """And so many times the median duration of the last steps, where there have been some."""
+    """And so many times the median duration of the last steps, where there have been some; and twice the longest."""
     level: AlertLevel = "error"
     """How bad it is."""
 

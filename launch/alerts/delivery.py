@@ -19,14 +19,21 @@ class DeliveryError(Exception):
 class Delivery:
     """Hands alerts to one target, in their order."""
 
-    def __init__(self, name: str, deliver: Callable[[Row], None], warn: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        name: str,
+        deliver: Callable[[Row], None],
+        warn: Callable[[str], None],
+        tried: Callable[[Row], None] = lambda row: None,
+    ) -> None:
         """
         Args:
             name: of the target, for people.
             deliver: brings one alert there; may take its time, and raise DeliveryError.
             warn: called once, from another thread, with one line when an alert has not arrived.
+            tried: hears of each alert that has arrived, or failed to, from that thread.
         """
-        self._name, self._deliver, self._warn = name, deliver, warn
+        self.name, self._deliver, self._warn, self._tried = name, deliver, warn, tried
         self._waiting: queue.Queue[Row | None] = queue.Queue(MOST_WAITING)
         self._thread: threading.Thread | None = None
         self._failed, self._lock = False, threading.Lock()
@@ -72,8 +79,9 @@ class Delivery:
                 self._fail(str(error))
             except Exception as error:  # of a library; the next alert may arrive, and none may end the thread
                 self._fail(type(error).__name__)
+            self._tried(row)
 
     def _fail(self, why: str) -> None:
         if not self._failed:
             self._failed = True
-            self._warn(f"alerts do not arrive at {self._name}: {why}; they are in alerts.jsonl")
+            self._warn(f"alerts do not arrive at {self.name}: {why}; they are in alerts.jsonl")

@@ -1,4 +1,4 @@
-"""Whether a run stands still: no step for longer than its steps usually take, by a deadline beside the loop."""
+"""Whether a run stands still: no step for longer than its steps take, by a deadline beside the loop."""
 
 from collections import deque
 from statistics import median
@@ -8,6 +8,9 @@ from launch.alerts.rules import Finding
 
 STEPS_KEPT = 50
 """Durations from which the median is taken."""
+LONGEST_KEPT = 1000
+"""Durations of which the longest counts: of evaluations there is one in many steps."""
+_TIMES_LONGEST = 2.0
 
 
 class Standstill:
@@ -22,12 +25,17 @@ class Standstill:
     def __init__(self, rule: StalledAlert) -> None:
         self._rule = rule
         self._since: float | None = None
-        self._durations: deque[float] = deque(maxlen=STEPS_KEPT)
+        self._durations: deque[float] = deque(maxlen=LONGEST_KEPT)
         self._told = False
 
     def begin(self, now: float) -> None:
         """The loop begins, or goes on."""
         self._since, self._told = now, False
+
+    def stood(self, now: float) -> None:
+        """Nothing could have run up to now: what has passed since the last step says nothing."""
+        if self._since is not None:
+            self.begin(now)
 
     def step(self, now: float) -> None:
         """A step is done."""
@@ -42,8 +50,14 @@ class Standstill:
     @property
     def longest_s(self) -> float:
         """Seconds that may pass without a step."""
-        usual = median(self._durations) if self._durations else 0.0
-        return max(self._rule.after_s, self._rule.times_median * usual)
+        if not self._durations:
+            return self._rule.after_s
+        by_median, by_longest = self._rule.times_median * self._usual, _TIMES_LONGEST * max(self._durations)
+        return max(self._rule.after_s, by_median, by_longest)
+
+    @property
+    def _usual(self) -> float:
+        return median(list(self._durations)[-STEPS_KEPT:])
 
     @property
     def deadline(self) -> float | None:
@@ -56,7 +70,7 @@ class Standstill:
         if deadline is None or self._since is None or now < deadline:
             return None
         self._told = True
-        usual = f", which usually takes {_minutes(median(self._durations))}" if self._durations else ""
+        usual = f", which usually takes {_minutes(self._usual)}" if self._durations else ""
         text = f"no step for {_minutes(now - self._since)}{usual}{f'; the run is in {doing}' if doing else ''}"
         return Finding(rule="stalled", level=self._rule.level, text=text, value=now - self._since)
 

@@ -14,8 +14,9 @@ PAUSE_S = 1.0
 """Between two questions."""
 PENDING_S = 15.0
 """After which it is said of a job that it does not run yet."""
-_SHARE = 20
-"""A pause is as long as so many answers took: each brings the whole log, which may be of many megabytes."""
+_SHARE, _LONGEST_S = 20, 10.0
+"""A pause is as long as so many answers took, and at most so many seconds: each answer brings the whole log, which may
+be of many megabytes."""
 
 
 class ConnectionLost(UserError):
@@ -52,7 +53,7 @@ def follow_log(client: JobsClient, job_id: str, write: Callable[[str], None], kn
     log, began_s = _Log(write, known, len(known)), time.monotonic()
     heard_s, pending_said = began_s, False
     while True:
-        asked_s = time.monotonic()
+        asked_s, pause_s = time.monotonic(), PAUSE_S
         try:
             job = client.job(job_id)  # before its log, which is whole then if it has ended
             log.show(client.logs(job_id))
@@ -62,10 +63,11 @@ def follow_log(client: JobsClient, job_id: str, write: Callable[[str], None], kn
             if job.state == "PENDING" and not pending_said and heard_s - began_s > PENDING_S:
                 pending_said = True
                 _say_pending(job)
+            pause_s = min(_LONGEST_S, max(PAUSE_S, _SHARE * (heard_s - asked_s)))
         except NoAnswer as error:
             if time.monotonic() - heard_s > LOST_S:
                 raise ConnectionLost(f"{error.problems[0]} (tried again for {LOST_S:g} s)") from None
-        time.sleep(max(PAUSE_S, _SHARE * (time.monotonic() - asked_s)))
+        time.sleep(pause_s)
 
 
 def _say_pending(job: SubmittedJob) -> None:

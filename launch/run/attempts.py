@@ -107,6 +107,9 @@ class _Parent:
             code = self._wait_for(driver)
             os.close(driver.reading)
             if not self._is_fault(code):
+                if code > 0 and self._number > 1 and not driver.attempt and not self._asked:
+                    # Before it could alert to anything, and nobody looks at a run that starts again by itself.
+                    self._give_up(self._witness(driver, ""), f"started again, it ended with {code} before it began")
                 return self._interrupted() if code == AGAIN and self._asked else code
             self._in_a_row = 1 if driver.moved else self._in_a_row + 1
             goes_on = self._may_go_on(driver, code)
@@ -204,10 +207,10 @@ class _Parent:
             os.kill(driver.pid, signal.SIGKILL)
 
     def _is_fault(self, code: int) -> bool:
-        """Whether an end is one after which the run shall go on."""
-        if not self._restarts or self._asked in (signal.SIGINT, signal.SIGTERM):
+        """Whether an end is one that nobody has asked for, and after which the run shall go on, if it may."""
+        if self._restarts is None or self._asked in (signal.SIGINT, signal.SIGTERM):
             return False
-        return code == AGAIN or (code < 0 and code != -(self._asked or 0))
+        return (code == AGAIN and self._restarts > 0) or (code < 0 and code != -(self._asked or 0))
 
     def _may_go_on(self, driver: _Driver, code: int) -> bool:
         """Write down what has ended the driver, and say whether it is started again."""
@@ -216,17 +219,22 @@ class _Parent:
         restarts = self._restarts or 0
         if self._in_a_row > restarts:
             faults = f"{self._in_a_row} faults in a row, without a finished step between them"
+            survived = f"{faults}, and {restarts} are survived" if restarts else "no fault is survived"
             what = f"the driver was {cause}" if cause else "the run has met a fault"
-            _say(f"run failed: {what}; {faults}, and {restarts} are survived (run.max_restarts, --retries)")
-            for number in events.open():
-                events.given_up(number, faults)
-            _alert(self._directory)
+            _say(f"run failed: {what}; {survived} (run.max_restarts, --retries)")
+            self._give_up(events, faults if restarts else survived)
             return False
         saved = _has_checkpoint(self._directory)
         where = "from the last checkpoint" if saved else "anew, as there is no checkpoint yet"
         how = f"starting again {where} (restart {self._in_a_row} of {restarts})"
         _say(f"warning: the driver was {cause}; {how}" if cause else f"warning: {how}")
         return True
+
+    def _give_up(self, events: Events, why: str) -> None:
+        """Write down that the run does not go on, and alert to it."""
+        for number in events.open():
+            events.given_up(number, why)
+        _alert(self._directory, restarted=self._number > 1)
 
     def _witness(self, driver: _Driver, cause: str) -> Events:
         """The run's events, with the driver's end; one that has asked for another attempt has written why itself."""
@@ -276,12 +284,14 @@ def _cause(driver: _Driver, code: int) -> str:
     return f"killed by signal {-code}"
 
 
-def _alert(directory: Path) -> None:
+def _alert(directory: Path, *, restarted: bool) -> None:
     """Let a process of its own tell of what no driver is there to tell; it ends in time."""
+    if not (directory / "config.json").is_file():  # it says what there is to tell, and whom
+        return
     program = Path(__file__).parents[1] / "alerts" / "after_driver.py"
     with suppress(OSError, subprocess.SubprocessError):
         # -P: the file's directory is no place to import from.
-        command = [sys.executable, "-P", str(program), str(directory.absolute())]
+        command = [sys.executable, "-P", str(program), str(directory.absolute())] + ["restarted"] * restarted
         subprocess.run(command, stdin=subprocess.DEVNULL, timeout=_ALERTS_S)
 
 

@@ -19,7 +19,7 @@ from launch.checks.output import require_there
 from launch.config import RunConfig
 from launch.exports.hub import push_export
 from launch.kinds.table import job_kind
-from launch.run.attempt_link import AGAIN, owner
+from launch.run.attempt_link import AGAIN, is_restarted, owner
 from launch.run.checkpoint import Checkpoints
 from launch.run.cluster import ray_cluster
 from launch.run.earlier import remove
@@ -78,7 +78,14 @@ def run(config: RunConfig, display: Display | None = None) -> int:
         uploads = storage.uploads(faults.events, display.warning) if storage else None
         curves = CurveDrawer(config.directory, display.warning)
         size = Checkpoints(config).size_of_latest
-        alerts = Alerts(config, faults.events, show=display.alert, warn=display.warning, checkpoint_size=size)
+        alerts = Alerts(
+            config,
+            faults.events,
+            show=display.alert,
+            warn=display.warning,
+            checkpoint_size=size,
+            untried_from=faults.events.attempt - 1 if is_restarted() else None,
+        )
         ended_by: BaseException | None = None
         try:
             reporter = RunReporter(display, tracker, now, curves, faults, uploads, alerts)

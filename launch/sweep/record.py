@@ -31,8 +31,8 @@ class SweepTrial:
     """What it is started with beyond what holds for all."""
     state: str = WAITING
     value: float | None = None
-    """Of the metric: of the last evaluation, or of the best one where `algorithm.best_by` is this metric, as the model
-    that is exported has it."""
+    """Of the metric: of the last evaluation after a step, or of the best one where `algorithm.best_by` is this metric,
+    as the model that is exported has it. None of a trial that has failed."""
     step: int | None = None
     """Of that evaluation."""
     reached: int = 0

@@ -55,15 +55,16 @@ class MetricRows:
         return step
 
     def best(self, *, least: bool) -> tuple[int, float] | None:
-        """Step and value of the best number; None without one."""
-        numbers = [(step, value) for step, value in self.values.items() if math.isfinite(value)]
+        """Step and value of the best number after a step; None without one. That of step 0 is the untrained model's,
+        which no trial exports."""
+        numbers = [(step, value) for step, value in self.values.items() if step and math.isfinite(value)]
         if not numbers:
             return None
         return (min if least else max)(numbers, key=lambda item: item[1])
 
     def last(self) -> tuple[int, float] | None:
-        """Step and value of the last row; None without one, or where it holds no number."""
+        """Step and value of the last row after a step; None without one, or where it holds no number."""
         if not self.values:
             return None
         step, value = next(reversed(self.values.items()))
-        return (step, value) if math.isfinite(value) else None
+        return (step, value) if step and math.isfinite(value) else None

@@ -246,7 +246,7 @@ class Sweep:
         if trial.state == states.STOPPING and code != 0:
             self._ends(trial, states.STOPPED, trial.cause)
         elif code == 0:
-            cause = "" if trial.value is not None else f"it wrote no {self.plan.record.metric}"
+            cause = "" if trial.value is not None else f"it wrote no {self.plan.record.metric} after a step"
             self._ends(trial, states.FINISHED, cause)
         elif self._asked or code in (STOPPED, PREEMPTED, -signal.SIGTERM, -signal.SIGINT):
             self._ends(trial, states.INTERRUPTED, "")
@@ -257,6 +257,8 @@ class Sweep:
 
     def _ends(self, trial: SweepTrial, state: str, cause: str) -> None:
         trial.state, trial.cause = state, cause
+        if state == states.FAILED:  # what it came to before is no trial's end: it is neither best nor learnt from
+            trial.step, trial.value = None, None
         if state in states.ENDED:
             self._search.tell(trial.number, trial.point, trial.value)
         record = self.plan.record

@@ -1,10 +1,6 @@
 """A run in one JSON object, from its directory alone: how it is, what was reached, where the time went."""
 
 import contextlib
-import json
-import os
-import socket
-import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import median
@@ -14,16 +10,15 @@ from actors.config_base import UserError
 from algorithms.loop import less_is_better
 from launch.alerts.record import read_alerts
 from launch.kinds.table import KINDS
+from launch.page.files import Below
+from launch.page.state import current, state_of
 from launch.run.manifest import UNREADABLE, finished, read_manifest, step_of
 from launch.screen.faults import kinds_of
 from launch.screen.health import Health
 from launch.settings.file import read_yaml
-from launch.tracking.events import GIVEN_UP, NAME, NOTICED, read_events
-from launch.tracking.now import END, NOW
+from launch.tracking.events import NAME, NOTICED, read_events
 from launch.verbs.run_rows import MetricRow, RunRows, main_metrics, read_run_rows, run_directory
 
-QUIET_S = 120.0
-"""A run that has written something since is taken for running, where its process cannot be seen."""
 _NO_PHASES = ("time/step", "time/update_rank", "time/lost", "time/effective", "time/elapsed")
 _MORE = ("mean", "accuracy", "sequence_probability", "majority", "ndcg@10", "spearman")
 """Last parts of the names of metrics of which more is better."""
@@ -34,9 +29,9 @@ Json = dict[str, Any]
 def run_summary(run: str) -> Json:
     """All of it; docs/verbs.md has the fields. Raises UserError where there is no run."""
     directory = run_directory(run)
-    config, now, found = _config(directory), _object(directory / NOW), read_run_rows(directory)
-    events, alerts = read_events(directory / NAME), read_alerts(directory)
-    name, why = run_state(directory, now, alerts)
+    config, found = _config(directory), read_run_rows(directory)
+    events, alerts, below = read_events(directory / NAME), read_alerts(directory), Below(directory)
+    state = state_of(below, directory, current(below, directory), events)
     algorithm = _section(config, "algorithm")
     kind = KINDS.get(str(algorithm.get("name")))
     return {
@@ -44,8 +39,8 @@ def run_summary(run: str) -> Json:
         "directory": str(directory.absolute()),
         "job": kind.title if kind else algorithm.get("name"),
         "model": _model(_section(config, "model")),
-        "state": name,
-        "why": why,
+        "state": state.name,
+        "why": state.why,
         "step": found.rows[-1][0] if found.rows else None,
         "steps": algorithm.get("steps"),
         "attempts": max([1, *(line["attempt"] for line in [*events, *alerts] if isinstance(line["attempt"], int))]),
@@ -58,51 +53,6 @@ def run_summary(run: str) -> Json:
         "export": _path(directory / "export", holding="config.json"),
         "damaged_lines": len(found.damaged),
     }
-
-
-def run_state(directory: Path, now: Json, alerts: Sequence[Json]) -> tuple[str, str]:
-    """How a run is - running, finished, stopped, failed, died, unknown - and why, empty where there is nothing to say.
-
-    Args:
-        directory: of the run.
-        now: what its now.json says, {} where there is none.
-        alerts: rows of its alerts.jsonl.
-    """
-    newest = max((_modified(directory / name) for name in (NOW, "metrics.jsonl")), default=0.0)
-    quiet = time.time() - newest >= QUIET_S
-    exported = (directory / "export" / "config.json").is_file()
-    if not now:
-        return ("running" if not quiet else "finished" if exported else "unknown"), ""
-    if _drives(now.get("driver")):
-        return "running", ""
-    ended = [row for row in alerts if row["attempt"] == now.get("attempt") and _ends(row)]
-    if ended:
-        return "failed", str(ended[-1]["text"])
-    if now.get("phase") == END:
-        return ("finished" if exported else "stopped"), ""
-    # Perhaps on another machine.
-    if not quiet and not _is_local(now):
-        return "running", ""
-    return "died", f"the driver has ended without a word in {now.get('phase')} of step {now.get('step')}"
-
-
-def _ends(row: Json) -> bool:
-    return row["rule"] == "failed" or row.get("event") == GIVEN_UP
-
-
-def _is_local(now: Json) -> bool:
-    return now.get("host") in (None, socket.gethostname())
-
-
-def _drives(pid: object) -> bool:
-    """Whether a process of this machine is a driver."""
-    if type(pid) is not int:
-        return False
-    with contextlib.suppress(OSError, ValueError):
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        state = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0]
-        return state != "Z" and any(b"tandem" in word or b"launch" in word for word in words)
-    return False
 
 
 def _values(name: str, rows: Sequence[tuple[int, MetricRow]]) -> Json:
@@ -201,14 +151,6 @@ def _config(directory: Path) -> Json:
         return {}
 
 
-def _object(path: Path) -> Json:
-    try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
 def _section(config: Json, name: str) -> Json:
     found = config.get(name)
     return found if isinstance(found, dict) else {}
@@ -221,10 +163,3 @@ def _model(model: Json) -> str | None:
 
 def _path(path: Path, *, holding: str) -> str | None:
     return str(path.absolute()) if (path / holding).is_file() else None
-
-
-def _modified(path: Path) -> float:
-    try:
-        return os.stat(path).st_mtime
-    except OSError:
-        return 0.0

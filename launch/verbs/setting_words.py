@@ -17,7 +17,7 @@ _RANGE = re.compile(r", (above|at least|below|at most) .*")
 _KINDS = ("text", "number", "whole number", "section", "any value")
 """Types that are no values."""
 _JOB = re.compile(
-    r"^\s*\"?algorithm\"?:\s*(?:\{|\n)(?:[^#\n]|#[^\n]*|\n(?=\s))*?\bname\"?:\s*[\"']?(\w+)", re.MULTILINE
+    r"^\s*\"?algorithm\"?:\s*(?:\{|\n)(?:[^#\n]|#[^\n]*+|\n(?=\s))*?\bname\"?:\s*[\"']?(\w+)", re.MULTILINE
 )
 _LARGEST = 2**16
 """Bytes of a configuration."""

@@ -93,14 +93,17 @@ def test_a_dependency_that_a_node_lacks(bed: Bed, tandem: Commands, number: int,
     assert package in last and (node.address in last or f"node{number + 1}" in last), output
 
 
-def freeze(tandem: Commands, run: str, node: Node, pid: int, who: str) -> None:
-    """Stop a process on another node than the driver's, which sees nothing of it; it is noticed in time, and back."""
-    os.kill(pid, signal.SIGSTOP)
-    noticed = tandem.wait_for_event(run, who, "noticed")
-    assert (noticed["what"], noticed["noticed_by"], noticed["node"]) == ("froze", "stopped", node.address)
-    assert noticed["noticed_s"] <= 5, noticed
-    recovered = tandem.wait_for_event(run, who, "recovered")
-    assert recovered["attempt"] == 1, recovered
+def freeze(tandem: Commands, run: str, processes: list[tuple[str, Node, int]]) -> None:
+    """Stop processes on other nodes than that of the driver, which sees nothing of them; they are noticed, and back."""
+    for _, _, pid in processes:
+        os.kill(pid, signal.SIGSTOP)
+    for who, node, _ in processes:
+        noticed = tandem.wait_for_event(run, who, "noticed")
+        assert (noticed["what"], noticed["noticed_by"], noticed["node"]) == ("froze", "stopped", node.address)
+        assert noticed["noticed_s"] <= 5, noticed
+    for who, _, _ in processes:
+        recovered = tandem.wait_for_event(run, who, "recovered")
+        assert recovered["attempt"] == 1, recovered
     tandem.wait_for_step(run, tandem.metrics(run)[-1]["step"] + 1)
 
 
@@ -125,8 +128,8 @@ def test_a_job_lives_on_its_nodes_learns_is_stopped_resumed_and_preempted(bed: B
     assert following.returncode == 130, output
     assert "GRPO: " in output and "tandem logs first -f --address" in output
 
-    freeze(tandem, "first", engine, bed.pids(engine, "ray::RolloutWorker")[0], "rollout[0]")
-    freeze(tandem, "first", trainer, bed.pids(trainer, "ray::PolicyWorker")[0], "policy[")
+    sampler, rank = bed.pids(engine, "ray::RolloutWorker")[0], bed.pids(trainer, "ray::PolicyWorker")[0]
+    freeze(tandem, "first", [("rollout[0]", engine, sampler), ("policy[", trainer, rank)])
 
     # Stopped: the step is finished, and a checkpoint is kept.
     code, output = tandem("stop", "first")
