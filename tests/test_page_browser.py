@@ -221,7 +221,7 @@ def test_samples_are_chosen_by_reward_and_status_and_found_by_text(reader: Reade
     wanted = next(row["completion"] for row in rows if row["step"] == 31 and row["status"] == "ok")
     page.get_by_label("Search all steps").fill(wanted.partition("\n")[0][-60:])
     page.get_by_label("Search all steps").press("Enter")
-    page.get_by_role("link", name=re.compile("^step 31, sample")).first.click()
+    page.get_by_role("link", name=re.compile(r"^step 31, sample \d of group \d")).first.click()
     expect(page.get_by_label("Step", exact=True)).to_have_value("31")
     assert re.search(r"#run=first&tab=groups&step=31&sample=\d+$", page.url), "it can be linked, without the token"
 
