@@ -53,10 +53,10 @@ def test_a_chat_ends_by_itself_after_training_from_a_base_model(tandem: Callable
     ]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     learn: dict[str, Any] = {
-        "algorithm": {"name": "sft", "steps": 120, "samples_per_update": 16},
+        "algorithm": {"name": "sft", "steps": 160, "samples_per_update": 16},
         "model": {"path": str(base), "chat_template": str(tmp_path / "chatml.jinja")},
         "data": {"train": str(tmp_path / "rows.jsonl"), "max_length": 64},
-        "policy": {"optimizer": {"lr": 1e-2}},
+        "policy": {"optimizer": {"lr": 5e-3, "warmup_ratio": 0.05}},
         "tracking": {"wandb": False},
         "run": {"name": "run"},
     }

@@ -644,9 +644,9 @@ def test_a_lost_connection_is_taken_up_without_repeating(
 
 
 def test_a_long_log_is_asked_for_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each answer brings all of it: after one of a quarter of a second there is a pause of five, and of ten at most.
+    """Each answer brings all of it: after one of two seconds there is a pause of eight, and of ten at most.
     What is not answered is asked again soon."""
-    took, now, slept = iter([0.25, 60.0, 30.0, 0.0, 0.0]), [0.0], list[float]()
+    took, now, slept = iter([2.0, 60.0, 30.0, 0.0, 0.0]), [0.0], list[float]()
     job = SimpleNamespace(ended=False, state="RUNNING")
 
     def logs(_: str) -> str:
@@ -663,7 +663,7 @@ def test_a_long_log_is_asked_for_less_often(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(follow, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=sleep))
     written: list[str] = []
     follow.follow_log(client, "first", written.append)
-    assert slept == [5.0, 10.0, follow.PAUSE_S, follow.PAUSE_S] and written == ["one\n"]
+    assert slept == [8.0, 10.0, follow.PAUSE_S, follow.PAUSE_S] and written == ["one\n"]
 
 
 def test_a_connection_lost_for_good_is_one_line(

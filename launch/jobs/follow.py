@@ -14,7 +14,7 @@ PAUSE_S = 1.0
 """Between two questions."""
 PENDING_S = 15.0
 """After which it is said of a job that it does not run yet."""
-_SHARE, _LONGEST_S = 20, 10.0
+_SHARE, _LONGEST_S = 4, 10.0
 """A pause is as long as so many answers took, and at most so many seconds: each answer brings the whole log, which may
 be of many megabytes."""
 

@@ -4,8 +4,6 @@ import os
 import re
 import secrets
 
-from actors.config import UserError
-
 VARIABLE = "TANDEM_WATCH_TOKEN"
 RULE = "must be 8 to 200 letters, digits, - and _, got something else"
 
@@ -23,5 +21,7 @@ def usual_token() -> str:
     """
     given = os.environ.get(VARIABLE, "")
     if given and not is_token(given):
+        from actors.config import UserError  # the command line's arguments, which import this, need no pydantic
+
         raise UserError(f"{VARIABLE}: {RULE}")
     return given or secrets.token_urlsafe(18)

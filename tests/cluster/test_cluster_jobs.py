@@ -123,10 +123,15 @@ def test_a_job_lives_on_its_nodes_learns_is_stopped_resumed_and_preempted(bed: B
     assert not any(re.search(r"ray::\w*Worker", line) for line in bed.processes(head))
     assert tandem.state("first")["state"] == "RUNNING"
     assert re.search(r"^first +RUNNING +first +grpo ", tandem("list")[1], re.MULTILINE)
+    seen = ""
+    while "GRPO: " not in seen:
+        line = following.stdout.readline()
+        assert line, f"the log has ended: {seen}"
+        seen += line
     interrupt(following)
     output, _ = following.communicate(timeout=30)
     assert following.returncode == 130, output
-    assert "GRPO: " in output and "tandem logs first -f --address" in output
+    assert "tandem logs first -f --address" in output
 
     sampler, rank = bed.pids(engine, "ray::RolloutWorker")[0], bed.pids(trainer, "ray::PolicyWorker")[0]
     freeze(tandem, "first", [("rollout[0]", engine, sampler), ("policy[", trainer, rank)])
