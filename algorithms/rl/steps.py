@@ -191,12 +191,14 @@ class Steps:
             return None
         self.reads.forget_all()  # of a try before
         now, clock = (self.step, self.version, self.moved, self.token_reads), Clock(self.reporter)
-        for each in steps:
-            self.step, self.version = each.step - 1, each.version
-            self.learn(each.groups, clock)
-            if self.sync_reference and each.followed:
-                self.sync_reference(each.step)
-        self.step, self.version, self.moved, self.token_reads = now
+        try:
+            for each in steps:
+                self.step, self.version = each.step - 1, each.version
+                self.learn(each.groups, clock)
+                if self.sync_reference and each.followed:
+                    self.sync_reference(each.step)
+        finally:  # also where another rank is lost meanwhile: the next try begins where the loop is, not here
+            self.step, self.version, self.moved, self.token_reads = now
         return len(steps)
 
     @abstractmethod
