@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from ray.exceptions import RayActorError
 
+from actors.group import GroupError
 from actors.train.trainer import TrainedWorker
 from actors.train.worker import Totals
 from algorithms.config_rl import GRPOConfig, PPOConfig
@@ -118,6 +119,24 @@ def test_what_is_learned_again_does_not_take_the_place_of_the_steps_own() -> Non
     loop.learned = SimpleNamespace(after=lambda since: [SimpleNamespace(step=1, version=0, groups=groups)])
     assert loop.learn_again(0) == 1
     assert loop.token_reads == [own]
+
+
+def test_a_rank_that_is_lost_while_steps_are_learned_again_leaves_the_loop_at_its_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else the loop would count from there, and sample for steps that it has made."""
+    loop = _job("grpo", "one rank", sample_report=SampleReport(tokens=1, texts=texts))
+    loop.step, loop.version = 12, 11
+    before = [SimpleNamespace(step=step, version=step - 1, groups=[]) for step in (11, 12)]
+    loop.learned = SimpleNamespace(after=lambda since: before)
+
+    def lost(*_: object) -> None:
+        raise GroupError("critic[0].update: the process died")
+
+    monkeypatch.setattr(loop, "learn", lost)
+    with pytest.raises(GroupError):
+        loop.learn_again(10)
+    assert (loop.step, loop.version) == (12, 11)
 
 
 def test_a_step_that_learns_nothing_does_not_tell_what_the_last_one_has_read(monkeypatch: pytest.MonkeyPatch) -> None:
